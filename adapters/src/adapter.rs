@@ -1,0 +1,71 @@
+//! What a vendor does that its profile cannot say: phases with conformant defaults.
+//!
+//! An adapter overrides only what its vendor does differently. It is handed values and answers with
+//! values; the gateway carries out what it says.
+
+use crate::{
+    fhir::interaction::{Interaction, Request},
+    profile::Profile,
+    smart::token::TokenAnswer,
+};
+
+/// What a plan may know of the grant and its site.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanContext<'a> {
+    pub profile: &'a Profile,
+    /// The practice at athena: a fact of the grant.
+    pub tenant: Option<&'a str>,
+    pub client_id: &'a str,
+    /// The grant's patient, if it has one.
+    pub patient: Option<&'a str>,
+}
+
+/// What is sent upstream for one request of an app, and how the answers become one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// One or more; paths and queries are relative to the site's FHIR base.
+    pub requests: Vec<Request>,
+    pub answer: Answer,
+}
+
+/// How the answers of a plan become the app's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The one answer streams through.
+    Pass,
+    /// The one answer is a resource (or a 404): it becomes a searchset of one (or none).
+    WrapAsSearchset,
+    /// The answers are searchsets: their entries become one searchset, ids once.
+    Merge,
+}
+
+/// A request that cannot be put to this vendor, in words for the app.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unplannable {
+    /// 400 or 422.
+    pub status: u16,
+    /// FHIR issue-type code.
+    pub code: &'static str,
+    pub reason: String,
+}
+
+pub trait Adapter: Send + Sync {
+    /// The name by which a profile chooses it.
+    fn name(&self) -> &'static str;
+
+    /// Amends a token answer that has been parsed leniently: what only this vendor says elsewhere
+    /// (athena's `ah_practice` is the tenant).
+    fn normalise_token(&self, _answer: &mut TokenAnswer) {}
+
+    /// The upstream requests for a judged request. The default sends it as it is, less what the
+    /// profile says.
+    fn plan(
+        &self,
+        request: &Request,
+        interaction: &Interaction,
+        context: PlanContext<'_>,
+    ) -> Result<Plan, Unplannable> {
+        crate::vendors::generic::plan(request, interaction, context)
+    }
+}

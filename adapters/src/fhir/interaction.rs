@@ -1,0 +1,142 @@
+//! What a FHIR request does (FHIR R4, RESTful API).
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+
+/// A request below a FHIR base, taken apart. Everything in it is decoded; what is sent is encoded anew.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    pub method: Method,
+    /// Path segments below the base, percent-decoded; none is empty, `.` or `..`, none holds `/`.
+    pub path: Vec<String>,
+    /// The query's pairs in their order, repeats kept.
+    pub query: Vec<(String, String)>,
+    /// Only what the header allow-list lets through.
+    pub headers: HeaderMap,
+    /// Buffered bodies only; a streamed one travels beside.
+    pub body: Bytes,
+}
+
+/// A FHIR interaction. `resource_type` is a checked R4 type name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interaction {
+    Read {
+        resource_type: String,
+        id: String,
+    },
+    VRead {
+        resource_type: String,
+        id: String,
+        version: String,
+    },
+    Create {
+        resource_type: String,
+        conditional: bool,
+    },
+    /// `id` absent: a conditional update.
+    Update {
+        resource_type: String,
+        id: Option<String>,
+    },
+    Patch {
+        resource_type: String,
+        id: Option<String>,
+    },
+    Delete {
+        resource_type: String,
+        id: Option<String>,
+    },
+    SearchType {
+        resource_type: String,
+    },
+    SearchSystem,
+    /// `[base]/Patient/1/Observation?…`
+    SearchCompartment {
+        compartment: String,
+        id: String,
+        resource_type: Option<String>,
+    },
+    HistoryInstance {
+        resource_type: String,
+        id: String,
+    },
+    HistoryType {
+        resource_type: String,
+    },
+    HistorySystem,
+    /// `name` without `$`.
+    Operation {
+        name: String,
+        resource_type: Option<String>,
+        id: Option<String>,
+    },
+    Batch,
+    Transaction,
+    Capabilities,
+    /// A further page: `[base]?_getpages=…` and other URLs that only an EHR understands.
+    Page,
+}
+
+/// The closed set of names that labels and logs use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum InteractionKind {
+    Read,
+    VRead,
+    Create,
+    Update,
+    Patch,
+    Delete,
+    SearchType,
+    SearchSystem,
+    HistoryInstance,
+    HistoryType,
+    HistorySystem,
+    Operation,
+    Batch,
+    Transaction,
+    Capabilities,
+    Page,
+}
+
+impl InteractionKind {
+    pub const ALL: [Self; 16] = [
+        Self::Read,
+        Self::VRead,
+        Self::Create,
+        Self::Update,
+        Self::Patch,
+        Self::Delete,
+        Self::SearchType,
+        Self::SearchSystem,
+        Self::HistoryInstance,
+        Self::HistoryType,
+        Self::HistorySystem,
+        Self::Operation,
+        Self::Batch,
+        Self::Transaction,
+        Self::Capabilities,
+        Self::Page,
+    ];
+
+    /// FHIR's own code where it has one (`restful-interaction`).
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::VRead => "vread",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+            Self::SearchType => "search-type",
+            Self::SearchSystem => "search-system",
+            Self::HistoryInstance => "history-instance",
+            Self::HistoryType => "history-type",
+            Self::HistorySystem => "history-system",
+            Self::Operation => "operation",
+            Self::Batch => "batch",
+            Self::Transaction => "transaction",
+            Self::Capabilities => "capabilities",
+            Self::Page => "page",
+        }
+    }
+}

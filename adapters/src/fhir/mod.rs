@@ -1,0 +1,10 @@
+//! FHIR R4: what a request does, whom a resource is about, and links.
+
+pub mod capability;
+pub mod compartment;
+pub mod inspect;
+pub mod interaction;
+pub mod links;
+pub mod outcome;
+pub mod rewrite;
+pub mod types;

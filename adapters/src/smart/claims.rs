@@ -1,0 +1,1 @@
+//! Claims of an EHR's id_token, and `fhirUser`.

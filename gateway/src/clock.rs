@@ -1,0 +1,73 @@
+//! The two clocks. Wall time is for what is stored and for what protocols carry (`exp`, `Date`);
+//! deadlines and leases use monotonic time, so that a stepped clock breaks nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+pub use tokio::time::Instant;
+
+/// Wall time in milliseconds since 1970 (Unix time).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// Whole seconds, as OAuth and JWT count.
+    pub const fn seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    pub fn after(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    pub fn before(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// The time from `self` until `later`, zero if that has passed.
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
+    }
+}
+
+pub trait Clock: Send + Sync {
+    /// Wall time.
+    fn now(&self) -> Timestamp;
+
+    /// Monotonic time; obeys `tokio`'s paused time.
+    fn monotonic(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The machine's clock.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A wall clock that follows `tokio`'s (pausable) time from a fixed beginning: for tests.
+pub struct TestClock {
+    start: Timestamp,
+    at: Instant,
+}
+
+impl TestClock {
+    pub fn new(start: Timestamp) -> Self {
+        Self { start, at: Instant::now() }
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        self.start.after(self.at.elapsed())
+    }
+}

@@ -1,0 +1,5 @@
+//! Simulated EHRs, the sandbox, and what Mantel's end-to-end tests are built of.
+//!
+//! [`ehr`] shares no code with the gateway: a shared bug must not hide.
+
+pub mod ehr;
