@@ -1,1 +1,173 @@
-//! store
+//! What outlives a process: one trait, one contract suite, two engines.
+//!
+//! There is no generic get, put or transaction. Each method is one atomic operation that may be
+//! retried: after an error the caller does not know whether it took place, and calling it again does
+//! no harm. What was acknowledged is never lost.
+
+mod model;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+pub use model::*;
+
+use crate::{clock::Timestamp, secret::TokenHash};
+
+/// Why the store did not do as it was told.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Away, locked, slow. The outcome is unknown.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
+    /// Disk full or read-only. Nothing was written.
+    #[error("the store takes no writes: {0}")]
+    ReadOnly(String),
+    /// A record that we did not write, or that was changed.
+    #[error("a record of the store cannot be read: {0}")]
+    Corrupt(String),
+    /// A record sealed by a key that the configuration does not name. Never *dead*.
+    #[error("a record is sealed by key {0:?}, which the configuration does not name: add it to `store.seal`")]
+    UnknownSealKey(String),
+    /// The database asks for a newer binary.
+    #[error("{0}")]
+    Incompatible(String),
+}
+
+pub type StoreResult<T> = Result<T, StoreError>;
+
+pub type SharedStore = Arc<dyn Store>;
+
+/// The store's operations.
+#[async_trait]
+pub trait Store: Send + Sync {
+    // ---- launches ----
+
+    /// Keeps an EHR's `launch` under the hash of ours.
+    async fn keep_ehr_launch(&self, ours: TokenHash, launch: &EhrLaunch) -> StoreResult<()>;
+
+    /// Takes it, once.
+    async fn take_ehr_launch(&self, ours: TokenHash, now: Timestamp) -> StoreResult<Option<EhrLaunch>>;
+
+    async fn open_launch(&self, launch: &Launch) -> StoreResult<()>;
+
+    async fn launch(&self, id: LaunchId, now: Timestamp) -> StoreResult<Option<Launch>>;
+
+    /// Stores `launch`, if the stored one still stands at `from`. False: somebody took the step before.
+    async fn advance_launch(&self, from: LaunchStep, launch: &Launch) -> StoreResult<bool>;
+
+    /// Takes the step `AtEhr → Returned` of the launch with that EHR `state`, once.
+    async fn return_launch(&self, state: TokenHash, now: Timestamp) -> StoreResult<Option<Launch>>;
+
+    // ---- grants, codes and tokens of ours ----
+
+    /// Stores a grant with its code, moves the launch to `Done`, and ends the grants that it takes the
+    /// place of (equal app, site, subject and patient).
+    async fn create_grant(&self, grant: &Grant, code: TokenHash, record: &Code, launch: LaunchId) -> StoreResult<()>;
+
+    async fn code(&self, code: TokenHash, now: Timestamp) -> StoreResult<Option<Code>>;
+
+    /// Redeems a code, once: a second use ends the grant.
+    async fn redeem_code(&self, code: TokenHash, tokens: &NewTokens, now: Timestamp) -> StoreResult<Redeemed>;
+
+    async fn access_token(&self, token: TokenHash, now: Timestamp) -> StoreResult<Option<(AccessToken, Grant)>>;
+
+    /// Looks at a refresh token of ours without using it up. Superseded ones are found too.
+    async fn refresh_token(&self, token: TokenHash, now: Timestamp) -> StoreResult<Option<Presented>>;
+
+    /// Exchanges a refresh token of ours. `successor` is what a repeat within `grace` gets again.
+    async fn rotate_app_token(
+        &self,
+        presented: TokenHash,
+        tokens: &NewTokens,
+        successor: &SealedSuccessor,
+        grace: Duration,
+        now: Timestamp,
+    ) -> StoreResult<Rotated>;
+
+    /// Notes that an access or refresh token of this refresh-token generation was used: the grace of its
+    /// predecessor is over.
+    async fn successor_used(&self, refresh: TokenHash) -> StoreResult<()>;
+
+    /// Which grant a token of ours, access or refresh, belongs to: for revocation and introspection.
+    async fn token_owner(&self, token: TokenHash) -> StoreResult<Option<Grant>>;
+
+    async fn grant(&self, id: GrantId) -> StoreResult<Option<Grant>>;
+
+    /// Ends a grant, its tokens and codes, raises the change counter and writes the revocations to the
+    /// outbox. `consumed`: only if its generation is still this. False: it had ended, or moved on.
+    async fn end_grant(
+        &self,
+        id: GrantId,
+        reason: EndReason,
+        consumed: Option<i64>,
+        revocations: &[Revocation],
+        now: Timestamp,
+    ) -> StoreResult<bool>;
+
+    /// Live and doubtful grants, for the wheel after a start, in pages by id.
+    async fn grants_after(&self, after: Option<GrantId>, limit: u32) -> StoreResult<Vec<Grant>>;
+
+    /// How many grants are live, in doubt, ended.
+    async fn count_grants(&self) -> StoreResult<[u64; 3]>;
+
+    // ---- custody ----
+
+    /// Takes the lease and records the intent, in one statement; only if the generation is still this.
+    async fn begin_refresh(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<Begun>;
+
+    /// Takes over from an owner whose lease has stood still, as it was seen.
+    async fn take_over(&self, id: GrantId, seen: Lease, owner: BootId, now: Timestamp) -> StoreResult<Begun>;
+
+    /// Shows that the owner lives. False: the lease is not ours any more.
+    async fn beat(&self, id: GrantId, owner: BootId, fence: i64) -> StoreResult<bool>;
+
+    /// Stores an answer by compare-and-set on the generation that it consumed, whoever holds the lease.
+    async fn finish_refresh(
+        &self,
+        id: GrantId,
+        consumed: i64,
+        tokens: &EhrTokens,
+        facts: Option<&GrantFacts>,
+        now: Timestamp,
+    ) -> StoreResult<Finished>;
+
+    /// Clears the intent of a refresh that was certainly not answered with tokens.
+    async fn abandon_refresh(&self, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()>;
+
+    /// Notes that the one try after an unknown outcome is made now. False: it was made before.
+    async fn retry_in_doubt(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<bool>;
+
+    /// The counter that each ended grant raises, and the grants that ended after `since`.
+    async fn ended_since(&self, since: i64) -> StoreResult<(i64, Vec<GrantId>)>;
+
+    // ---- the rest ----
+
+    /// Our `sub` for an EHR's subject at a site: the first `candidate` that was stored.
+    async fn subject(
+        &self,
+        site: &mantel_adapters::site::SiteId,
+        ehr_subject: &str,
+        candidate: &str,
+    ) -> StoreResult<String>;
+
+    /// Remembers an assertion's `jti` until `until`; false if it was there.
+    async fn remember_jti(&self, issuer: &str, jti: &str, until: Timestamp) -> StoreResult<bool>;
+
+    /// Our signing keys, newest first.
+    async fn signing_keys(&self) -> StoreResult<Vec<SigningKey>>;
+
+    /// Adds a key, unless one younger than `unless_younger_than` is there; the keys then.
+    async fn add_signing_key(&self, key: &SigningKey, unless_younger_than: Timestamp) -> StoreResult<Vec<SigningKey>>;
+
+    /// Revocations that are due, at most `limit`.
+    async fn due_revocations(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>>;
+
+    /// Done, or to be tried again at a time.
+    async fn settle_revocation(&self, id: uuid::Uuid, again: Option<Timestamp>) -> StoreResult<()>;
+
+    /// Forgets what has expired; how many records.
+    async fn sweep(&self, now: Timestamp) -> StoreResult<u64>;
+
+    /// Answers if reads and writes work.
+    async fn ping(&self) -> StoreResult<()>;
+}
