@@ -37,6 +37,11 @@ impl Config {
             .find(|registration| registration.apps.contains(app) && registration.uses.contains(&usage))
     }
 
+    /// Whether some app has registered this origin for its scripts.
+    pub fn knows_origin(&self, origin: &str) -> bool {
+        self.apps.values().any(|app| app.origins.iter().any(|known| known == origin))
+    }
+
     /// Whether the app may use the site at all (its `sites` list).
     pub fn permits(&self, app: &App, site: &Site) -> bool {
         app.sites.iter().any(|pattern| match pattern {

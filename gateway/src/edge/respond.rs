@@ -1,0 +1,83 @@
+//! The only place that makes a response of an [`Error`]: one exhaustive match to status and code, and
+//! the form that the reader understands.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use crate::error::{Error, Kind};
+
+/// Status, FHIR issue-type code, and OAuth's closest word.
+const fn codes(kind: Kind) -> (StatusCode, &'static str) {
+    match kind {
+        Kind::BadRequest => (StatusCode::BAD_REQUEST, "invalid"),
+        Kind::Unauthenticated => (StatusCode::UNAUTHORIZED, "login"),
+        Kind::GrantEnded => (StatusCode::UNAUTHORIZED, "expired"),
+        Kind::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
+        Kind::NotFound => (StatusCode::NOT_FOUND, "not-found"),
+        Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "not-supported"),
+        Kind::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-supported"),
+        Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-long"),
+        Kind::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-supported"),
+        Kind::Unprocessable => (StatusCode::UNPROCESSABLE_ENTITY, "processing"),
+        Kind::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
+        Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "exception"),
+        Kind::BadGateway => (StatusCode::BAD_GATEWAY, "transient"),
+        Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "transient"),
+        Kind::GatewayTimeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+    }
+}
+
+/// For the FHIR road: an OperationOutcome. `token_came`: RFC 6750 §3 names the error only then.
+pub fn outcome(error: &Error, request_id: &str, token_came: bool) -> Response<Bytes> {
+    let (status, code) = codes(error.kind);
+    let body = serde_json::json!({
+        "resourceType": "OperationOutcome",
+        "id": request_id,
+        "issue": [{
+            "severity": "error",
+            "code": code,
+            "details": { "text": error.public },
+            "diagnostics": format!("Answered by the gateway; request {request_id}, at fault: {}.", error.side.text()),
+        }],
+    });
+    let mut response = Response::new(Bytes::from(body.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/fhir+json; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    challenge(headers, error.kind, token_came);
+    retry_after(headers, error);
+    response
+}
+
+/// For everything else that is not OAuth's: problem details as plain JSON.
+pub fn plain(error: &Error, request_id: &str) -> Response<Bytes> {
+    let (status, code) = codes(error.kind);
+    let body = serde_json::json!({ "error": code, "error_description": error.public, "request_id": request_id });
+    let mut response = Response::new(Bytes::from(body.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    retry_after(response.headers_mut(), error);
+    response
+}
+
+fn challenge(headers: &mut http::HeaderMap, kind: Kind, token_came: bool) {
+    let value = match (kind, token_came) {
+        (Kind::Unauthenticated | Kind::GrantEnded, true) => "Bearer error=\"invalid_token\"",
+        (Kind::Unauthenticated | Kind::GrantEnded, false) => "Bearer",
+        (Kind::Forbidden, _) => "Bearer error=\"insufficient_scope\"",
+        _ => return,
+    };
+    headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(value));
+}
+
+fn retry_after(headers: &mut http::HeaderMap, error: &Error) {
+    if let Some(after) = error.retry_after {
+        // Rounded up: a client that waits exactly so long must not come too early.
+        headers.insert(
+            header::RETRY_AFTER,
+            HeaderValue::from(after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)),
+        );
+    }
+}
