@@ -178,7 +178,7 @@ fn what_an_ehr_writes_unreadably_grants_nothing() {
 #[test]
 fn permits_unites_what_covers_and_denies_what_is_missing() {
     let set =
-        ScopeSet::parse("patient/*.r patient/Observation.s?category=a patient/Observation.su?category=b").unwrap();
+        ScopeSet::parse("patient/*.r patient/Observation.s?category=a patient/Observation.us?category=b").unwrap();
     let permits = |resource_type, needed| set.permits(Context::Patient, resource_type, needed);
     assert_eq!(permits("Observation", Permissions::READ), Coverage::Yes);
     assert_eq!(permits("Condition", Permissions::READ), Coverage::Yes);

@@ -15,6 +15,8 @@ const MAX_CONSTRAINED_WILDCARDS: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lenient {
     pub set: ScopeSet,
+    /// The resource scopes of `set` in the EHR's order.
+    pub(crate) order: Vec<ResourceScope>,
     /// Resource scopes for types or versions that are not R4's (Epic: `user/ProcedureRequest.Read`): no R4 resource can
     /// be covered by them.
     pub foreign: Vec<String>,
@@ -47,6 +49,9 @@ pub(super) fn parse(text: &str) -> Lenient {
                 if constrained_wildcards > MAX_CONSTRAINED_WILDCARDS {
                     lenient.unreadable.push(token.to_owned());
                 } else {
+                    if let Scope::Resource(resource) = &scope {
+                        lenient.order.push(resource.clone());
+                    }
                     lenient.set.insert(scope);
                 }
             }

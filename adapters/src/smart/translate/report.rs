@@ -105,6 +105,7 @@ pub fn report(asked: &Asked, request: &Request, answer: Option<&str>, facts: &An
         request,
         facts,
         granted,
+        order: order(lenient.as_ref()),
         effective,
         told: Vec::new(),
         seen: HashSet::new(),
@@ -123,11 +124,23 @@ pub fn report(asked: &Asked, request: &Request, answer: Option<&str>, facts: &An
 /// A scope granted in part: one canonical token for each context, type and query (C4.3), in each syntax asked in.
 type PartKey = (Syntax, Context, TypeOrAny, Option<ScopeQuery>);
 
+/// Where the EHR first named a type and query.
+type Order<'a> = BTreeMap<(&'a TypeOrAny, Option<&'a ScopeQuery>), usize>;
+
+fn order(lenient: Option<&Lenient>) -> Order<'_> {
+    let mut order = Order::new();
+    for (index, scope) in lenient.into_iter().flat_map(|lenient| &lenient.order).enumerate() {
+        order.entry((&scope.resource, scope.query.as_ref())).or_insert(index);
+    }
+    order
+}
+
 struct Reporting<'a> {
     request: &'a Request,
     facts: &'a AnswerFacts,
     /// As the EHR says, for words.
     granted: &'a ScopeSet,
+    order: Order<'a>,
     /// What the app may be told of resources, in its contexts.
     effective: ScopeSet,
     told: Vec<String>,
@@ -152,7 +165,7 @@ impl Reporting<'_> {
                     let keys = self.effective.within(scope);
                     let mut keys: Vec<PartKey> =
                         keys.into_iter().map(|part| (syntax, part.context, part.resource, part.query)).collect();
-                    keys.sort();
+                    keys.sort_by_cached_key(|key| (self.rank(key), key.clone()));
                     keys.iter().filter_map(|key| parts.get(key)).for_each(|(text, part)| {
                         self.push(text, Scope::Resource(part.clone()));
                     });
@@ -162,6 +175,11 @@ impl Reporting<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// Parts of one asked scope are told in the EHR's order.
+    fn rank(&self, (_, _, resource, query): &PartKey) -> usize {
+        self.order.get(&(resource, query.as_ref())).copied().unwrap_or(usize::MAX)
     }
 
     fn push(&mut self, text: &str, scope: Scope) {
@@ -200,9 +218,20 @@ impl Reporting<'_> {
         });
         let sayable: BTreeMap<_, _> = sayable.collect();
         let parts: ScopeSet = sayable.values().map(|(_, scope)| Scope::Resource(scope.clone())).collect();
-        let said =
-            |scope: &ResourceScope| whole.covers_scope(&Scope::Resource(scope.clone())) || parts.is_redundant(scope);
-        sayable.into_iter().filter(|(_, (_, scope))| !said(scope)).collect()
+        let in_v1: ScopeSet = sayable
+            .iter()
+            .filter(|((syntax, ..), _)| *syntax == Syntax::V1)
+            .map(|(_, (_, scope))| Scope::Resource(scope.clone()))
+            .collect();
+        let said = |syntax: Syntax, scope: &ResourceScope| {
+            let this = Scope::Resource(scope.clone());
+            whole.covers_scope(&this) || parts.is_redundant(scope) || syntax == Syntax::V2 && in_v1.covers_scope(&this)
+        };
+        sayable
+            .iter()
+            .filter(|((syntax, ..), (_, scope))| !said(*syntax, scope))
+            .map(|(key, part)| (key.clone(), part.clone()))
+            .collect()
     }
 
     fn is_honoured(&self, word: &Scope) -> bool {
