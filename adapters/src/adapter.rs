@@ -3,10 +3,22 @@
 //! An adapter overrides only what its vendor does differently. It is handed values and answers with
 //! values; the gateway carries out what it says.
 
+mod check;
+mod headers;
+mod normalise;
+mod outcome;
+mod plan;
+
+pub use self::{
+    check::{ProfileFault, faults},
+    headers::{Placeholders, discovery_headers, encode_query, fhir_headers},
+    normalise::{AnswerKind, FhirAnswer, Issue, NormalisedError, Severity, VendorCode, fhir_error},
+    plan::plan,
+};
 use crate::{
     fhir::interaction::{Interaction, Request},
     profile::Profile,
-    smart::token::TokenAnswer,
+    smart::{discovery::Endpoints, token::TokenAnswer},
 };
 
 /// What a plan may know of the grant and its site.
@@ -23,9 +35,12 @@ pub struct PlanContext<'a> {
 /// What is sent upstream for one request of an app, and how the answers become one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// One or more; paths and queries are relative to the site's FHIR base.
+    /// One or more; paths and queries are relative to the site's FHIR base. Queries are written with
+    /// [`encode_query`].
     pub requests: Vec<Request>,
     pub answer: Answer,
+    /// The vendor may drop criteria of this request: whatever the judge said, the answer is inspected.
+    pub inspect: bool,
 }
 
 /// How the answers of a plan become the app's answer.
@@ -35,7 +50,9 @@ pub enum Answer {
     Pass,
     /// The one answer is a resource (or a 404): it becomes a searchset of one (or none).
     WrapAsSearchset,
-    /// The answers are searchsets: their entries become one searchset, ids once.
+    /// The answers are searchsets: their entries become one searchset, ids once. A 400 or 403 among them
+    /// (a category that this hospital has not, or has not granted) is a warning in it; if none is a
+    /// searchset, the first error is the answer.
     Merge,
 }
 
@@ -58,6 +75,12 @@ pub trait Adapter: Send + Sync {
     /// (athena's `ah_practice` is the tenant).
     fn normalise_token(&self, _answer: &mut TokenAnswer) {}
 
+    /// Amends endpoints that were discovered, never those that were configured (Oracle announces the
+    /// paths of v1 apps to all).
+    fn amend_endpoints(&self, endpoints: Endpoints, _profile: &Profile) -> Endpoints {
+        endpoints
+    }
+
     /// The upstream requests for a judged request. The default sends it as it is, less what the
     /// profile says.
     fn plan(
@@ -66,6 +89,10 @@ pub trait Adapter: Send + Sync {
         interaction: &Interaction,
         context: PlanContext<'_>,
     ) -> Result<Plan, Unplannable> {
-        crate::vendors::generic::plan(request, interaction, context)
+        plan(request, interaction, context)
     }
+
+    /// Amends an error of the FHIR server that has been normalised: codes and texts that only this
+    /// vendor uses.
+    fn amend_error(&self, _answer: &FhirAnswer<'_>, _error: &mut NormalisedError) {}
 }

@@ -37,7 +37,8 @@ pub struct Profile {
     /// What an error answer means. Named, so that an operator can add or replace one; the most exact
     /// match wins.
     pub errors: BTreeMap<String, ErrorRule>,
-    /// The `aud` of an authorization request: `base`, or a URL.
+    /// The `aud` of an authorization request: `base`, a URL, or a reference relative to the FHIR base
+    /// (`../..`; see [`crate::smart::discovery::audience`]).
     pub aud: String,
     /// Whether a `nonce` is sent with `openid`.
     pub nonce: bool,
@@ -201,9 +202,9 @@ pub struct EndpointOverrides {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdTokenPolicy {
-    /// A URL, a URL with one `*` that stands for path segments, or one of the placeholders:
-    /// `discovery` (the smart-configuration's `issuer`), `{authorize_base}` (the authorization
-    /// endpoint less its last segment), `{base}` (the FHIR base).
+    /// `discovery` (the smart-configuration's `issuer`), or a URL, in which one `*` stands for path
+    /// segments and these placeholders may be: `{discovery}` (that same issuer), `{authorize_base}`
+    /// (the authorization endpoint less its last segment), `{base}` (the FHIR base).
     pub issuer: String,
     /// A URL, or `discovery` (the smart-configuration's `jwks_uri`, else the issuer's
     /// openid-configuration, when that issuer is the pinned one).
@@ -306,6 +307,8 @@ pub enum Meaning {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
+    /// The EHR's redirect back to us with an error; it has no status.
+    Authorize,
     /// The exchange of an authorization code.
     Code,
     Refresh,

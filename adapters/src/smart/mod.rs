@@ -3,6 +3,7 @@
 pub mod claims;
 pub mod discovery;
 pub mod error;
+pub(crate) mod json;
 pub mod launch;
 pub mod pkce;
 pub mod scope;

@@ -1,4 +1,4 @@
-//! Generic.
+//! Any server that keeps to SMART App Launch and FHIR R4: every phase has its default.
 
 use crate::adapter::Adapter;
 
@@ -8,14 +8,4 @@ impl Adapter for Generic {
     fn name(&self) -> &'static str {
         "generic"
     }
-}
-
-use crate::{
-    adapter::{Answer, Plan, PlanContext, Unplannable},
-    fhir::interaction::{Interaction, Request},
-};
-
-/// The conformant plan: the request as it is, less what the profile says.
-pub fn plan(request: &Request, _interaction: &Interaction, _context: PlanContext<'_>) -> Result<Plan, Unplannable> {
-    Ok(Plan { requests: vec![request.clone()], answer: Answer::Pass })
 }
