@@ -5,6 +5,9 @@
 //! no harm. What was acknowledged is never lost.
 
 mod model;
+mod records;
+pub mod sealing;
+pub mod sqlite;
 
 use std::{sync::Arc, time::Duration};
 
@@ -69,9 +72,12 @@ pub trait Store: Send + Sync {
     /// Redeems a code, once: a second use ends the grant.
     async fn redeem_code(&self, code: TokenHash, tokens: &NewTokens, now: Timestamp) -> StoreResult<Redeemed>;
 
+    /// An access token that has not expired, of a grant that has not ended. Why there is none may be learnt
+    /// by [`Self::token_owner`].
     async fn access_token(&self, token: TokenHash, now: Timestamp) -> StoreResult<Option<(AccessToken, Grant)>>;
 
-    /// Looks at a refresh token of ours without using it up. Superseded ones are found too.
+    /// Looks at a refresh token of ours without using it up. Superseded ones are found too, and those of
+    /// ended grants: look at the grant's state.
     async fn refresh_token(&self, token: TokenHash, now: Timestamp) -> StoreResult<Option<Presented>>;
 
     /// Exchanges a refresh token of ours. `successor` is what a repeat within `grace` gets again.
@@ -84,9 +90,9 @@ pub trait Store: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<Rotated>;
 
-    /// Notes that an access or refresh token of this refresh-token generation was used: the grace of its
-    /// predecessor is over.
-    async fn successor_used(&self, refresh: TokenHash) -> StoreResult<()>;
+    /// Notes that `token`, a refresh token of ours or an access token that was given with one, was used:
+    /// the grace of that refresh token's predecessor is over.
+    async fn successor_used(&self, token: TokenHash) -> StoreResult<()>;
 
     /// Which grant a token of ours, access or refresh, belongs to: for revocation and introspection.
     async fn token_owner(&self, token: TokenHash) -> StoreResult<Option<Grant>>;
@@ -95,6 +101,10 @@ pub trait Store: Send + Sync {
 
     /// Ends a grant, its tokens and codes, raises the change counter and writes the revocations to the
     /// outbox. `consumed`: only if its generation is still this. False: it had ended, or moved on.
+    ///
+    /// The EHR's tokens are forgotten: an ended grant is found with empty ones. Where the store ends a grant
+    /// by itself (a replay, a new authorization in its place) it writes one revocation of the grant's own
+    /// refresh token, else access token; who carries it out asks the profile whether it may.
     async fn end_grant(
         &self,
         id: GrantId,
@@ -113,6 +123,7 @@ pub trait Store: Send + Sync {
     // ---- custody ----
 
     /// Takes the lease and records the intent, in one statement; only if the generation is still this.
+    /// `Lost` with a lease of `owner`'s own: an earlier call of this process took it.
     async fn begin_refresh(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<Begun>;
 
     /// Takes over from an owner whose lease has stood still, as it was seen.
@@ -131,13 +142,15 @@ pub trait Store: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<Finished>;
 
-    /// Clears the intent of a refresh that was certainly not answered with tokens.
+    /// Clears the intent of a refresh that was certainly not answered with tokens. Of the one try after an
+    /// unknown outcome: that it was made; the doubt stays.
     async fn abandon_refresh(&self, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()>;
 
     /// Notes that the one try after an unknown outcome is made now. False: it was made before.
     async fn retry_in_doubt(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<bool>;
 
-    /// The counter that each ended grant raises, and the grants that ended after `since`.
+    /// The counter that each ended grant raises, and the grants that ended after `since`. With
+    /// `i64::MAX`: the counter alone, to begin with.
     async fn ended_since(&self, since: i64) -> StoreResult<(i64, Vec<GrantId>)>;
 
     // ---- the rest ----

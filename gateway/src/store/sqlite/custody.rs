@@ -1,0 +1,232 @@
+//! Refreshes: intent and lease in one statement, results by compare-and-set on the generation that they
+//! consumed (`custody.md`, "One refresh at a time, everywhere").
+
+use sqlx::SqliteConnection;
+
+use super::{fault::OrFault as _, grants};
+use crate::{
+    clock::Timestamp,
+    store::{
+        BootId, EhrTokens, EndReason, GrantFacts, GrantId, GrantState, Lease, StoreResult,
+        records::{self, FORMAT, GrantRow},
+        sealing::Sealer,
+    },
+};
+
+/// [`crate::store::Begun`], its grant unopened.
+pub(super) enum Beginning {
+    Won { fence: i64 },
+    Lost(Lease),
+    InDoubt { since: Timestamp, retried: bool },
+    Moved(Box<GrantRow>),
+    Ended(EndReason),
+}
+
+pub(super) async fn begin(
+    on: &mut SqliteConnection,
+    id: GrantId,
+    generation: i64,
+    owner: BootId,
+    now: Timestamp,
+) -> StoreResult<Beginning> {
+    let won: Option<(i64,)> = sqlx::query_as(
+        "UPDATE grants SET state = 'in_doubt', doubt_since = $1, retried_at = NULL, retried_by = NULL, \
+         lease_owner = $2, fence = fence + 1, beat = 0 WHERE id = $3 AND generation = $4 AND state = 'live' \
+         RETURNING fence",
+    )
+    .bind(now.0)
+    .bind(owner.0.as_bytes().as_slice())
+    .bind(id.0.as_bytes().as_slice())
+    .bind(generation)
+    .fetch_optional(&mut *on)
+    .await
+    .or_fault()?;
+    match won {
+        Some((fence,)) => Ok(Beginning::Won { fence }),
+        None => stands(on, id, Some(generation), |lease| lease.owner == owner).await,
+    }
+}
+
+pub(super) async fn take_over(
+    on: &mut SqliteConnection,
+    id: GrantId,
+    seen: Lease,
+    owner: BootId,
+) -> StoreResult<Beginning> {
+    sqlx::query(
+        "UPDATE grants SET lease_owner = $1, fence = fence + 1, beat = 0 \
+         WHERE id = $2 AND state = 'in_doubt' AND lease_owner = $3 AND fence = $4 AND beat = $5",
+    )
+    .bind(owner.0.as_bytes().as_slice())
+    .bind(id.0.as_bytes().as_slice())
+    .bind(seen.owner.0.as_bytes().as_slice())
+    .bind(seen.fence)
+    .bind(seen.beat)
+    .execute(&mut *on)
+    .await
+    .or_fault()?;
+    // What is ours now is an intent without a result.
+    stands(on, id, None, |lease| lease.owner != owner).await
+}
+
+/// Why an intent was not written: what stands instead. `held`: whether its lease is to be waited for.
+async fn stands(
+    on: &mut SqliteConnection,
+    id: GrantId,
+    generation: Option<i64>,
+    held: impl Fn(&Lease) -> bool + Send,
+) -> StoreResult<Beginning> {
+    // A grant that the store has forgotten ended long ago.
+    let Some(row) = grants::by_id(on, id).await? else { return Ok(Beginning::Ended(EndReason::Expired)) };
+    match row.state()? {
+        GrantState::Ended { reason, .. } => Ok(Beginning::Ended(reason)),
+        GrantState::Live => Ok(Beginning::Moved(Box::new(row))),
+        GrantState::InDoubt { .. } if generation.is_some_and(|wanted| wanted != row.generation) => {
+            Ok(Beginning::Moved(Box::new(row)))
+        }
+        GrantState::InDoubt { since, retried } => match lease(on, id).await? {
+            Some(lease) if held(&lease) => Ok(Beginning::Lost(lease)),
+            _ => Ok(Beginning::InDoubt { since, retried }),
+        },
+    }
+}
+
+async fn lease(on: &mut SqliteConnection, id: GrantId) -> StoreResult<Option<Lease>> {
+    let found: Option<(Option<Vec<u8>>, i64, i64)> =
+        sqlx::query_as("SELECT lease_owner, fence, beat FROM grants WHERE id = $1")
+            .bind(id.0.as_bytes().as_slice())
+            .fetch_optional(on)
+            .await
+            .or_fault()?;
+    let Some((Some(owner), fence, beat)) = found else { return Ok(None) };
+    Ok(Some(Lease { owner: BootId(records::id16("grants", &owner)?), fence, beat }))
+}
+
+pub(super) async fn beat(on: &mut SqliteConnection, id: GrantId, owner: BootId, fence: i64) -> StoreResult<bool> {
+    let beaten = sqlx::query(
+        "UPDATE grants SET beat = beat + 1 WHERE id = $1 AND lease_owner = $2 AND fence = $3 AND state = 'in_doubt'",
+    )
+    .bind(id.0.as_bytes().as_slice())
+    .bind(owner.0.as_bytes().as_slice())
+    .bind(fence)
+    .execute(on)
+    .await
+    .or_fault()?;
+    Ok(beaten.rows_affected() == 1)
+}
+
+/// [`crate::store::Finished`], its grant unopened.
+pub(super) enum Finishing {
+    Stored(Box<GrantRow>),
+    Moved(Box<GrantRow>),
+    Ended(EndReason),
+}
+
+pub(super) async fn finish(
+    on: &mut SqliteConnection,
+    sealer: &Sealer,
+    id: GrantId,
+    consumed: i64,
+    tokens: &EhrTokens,
+    facts: Option<&GrantFacts>,
+) -> StoreResult<Finishing> {
+    let Some(row) = grants::by_id(on, id).await? else { return Ok(Finishing::Ended(EndReason::Expired)) };
+    if let GrantState::Ended { reason, .. } = row.state()? {
+        return Ok(Finishing::Ended(reason));
+    }
+    if row.generation != consumed {
+        let next = consumed.checked_add(1) == Some(row.generation);
+        return Ok(if next && holds(sealer, &row, tokens)? {
+            // The same call again.
+            Finishing::Stored(Box::new(row))
+        } else {
+            Finishing::Moved(Box::new(row))
+        });
+    }
+    let sealed = records::seal_tokens(sealer, id, tokens, row.tokens.as_deref())?;
+    let facts = facts.map(|facts| records::seal_facts(sealer, id, facts)).transpose()?;
+    let stored: Option<GrantRow> = sqlx::query_as(concat!(
+        "UPDATE grants AS g SET format = $1, generation = generation + 1, state = 'live', doubt_since = NULL, \
+         retried_at = NULL, retried_by = NULL, lease_owner = NULL, tokens = $2, facts = COALESCE($3, facts) \
+         WHERE id = $4 AND generation = $5 AND state IN ('live', 'in_doubt') RETURNING ",
+        "id, format, app, site, registration, fingerprint, created, state, generation, doubt_since, retried_at, \
+         ended_at, end_reason, facts, tokens"
+    ))
+    .bind(FORMAT)
+    .bind(sealed)
+    .bind(facts)
+    .bind(id.0.as_bytes().as_slice())
+    .bind(consumed)
+    .fetch_optional(&mut *on)
+    .await
+    .or_fault()?;
+    match stored {
+        Some(row) => Ok(Finishing::Stored(Box::new(row))),
+        // Only an engine with several writers comes here: somebody was faster since the row was read.
+        None => match grants::by_id(on, id).await? {
+            Some(row) => match row.state()? {
+                GrantState::Ended { reason, .. } => Ok(Finishing::Ended(reason)),
+                _ => Ok(Finishing::Moved(Box::new(row))),
+            },
+            None => Ok(Finishing::Ended(EndReason::Expired)),
+        },
+    }
+}
+
+/// Whether a row holds these very tokens.
+fn holds(sealer: &Sealer, row: &GrantRow, tokens: &EhrTokens) -> StoreResult<bool> {
+    let Some(sealed) = &row.tokens else { return Ok(false) };
+    let stored = records::open_tokens(sealer, &row.id, sealed)?;
+    Ok(stored.access == tokens.access && stored.refresh == tokens.refresh && stored.received == tokens.received)
+}
+
+pub(super) async fn abandon(on: &mut SqliteConnection, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()> {
+    // The intent of the one try goes, the doubt before it stays; else the grant is as it was.
+    let cleared = sqlx::query(
+        "UPDATE grants SET retried_at = NULL, retried_by = NULL WHERE id = $1 AND generation = $2 \
+         AND lease_owner = $3 AND state = 'in_doubt' AND retried_at IS NOT NULL",
+    )
+    .bind(id.0.as_bytes().as_slice())
+    .bind(consumed)
+    .bind(owner.0.as_bytes().as_slice())
+    .execute(&mut *on)
+    .await
+    .or_fault()?;
+    if cleared.rows_affected() == 1 {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE grants SET state = 'live', doubt_since = NULL, lease_owner = NULL WHERE id = $1 AND generation = $2 \
+         AND lease_owner = $3 AND state = 'in_doubt'",
+    )
+    .bind(id.0.as_bytes().as_slice())
+    .bind(consumed)
+    .bind(owner.0.as_bytes().as_slice())
+    .execute(on)
+    .await
+    .map(drop)
+    .or_fault()
+}
+
+pub(super) async fn retry(
+    on: &mut SqliteConnection,
+    id: GrantId,
+    generation: i64,
+    owner: BootId,
+    now: Timestamp,
+) -> StoreResult<bool> {
+    // The same owner at the same time is the same call again.
+    let noted = sqlx::query(
+        "UPDATE grants SET retried_at = $1, retried_by = $2, lease_owner = $2, fence = fence + 1, beat = 0 \
+         WHERE id = $3 AND generation = $4 AND state = 'in_doubt' \
+         AND (retried_at IS NULL OR (retried_at = $1 AND retried_by = $2))",
+    )
+    .bind(now.0)
+    .bind(owner.0.as_bytes().as_slice())
+    .bind(id.0.as_bytes().as_slice())
+    .bind(generation)
+    .execute(on)
+    .await
+    .or_fault()?;
+    Ok(noted.rows_affected() == 1)
+}

@@ -1,0 +1,196 @@
+//! Subjects, assertions seen, signing keys, the outbox, and forgetting.
+
+use std::time::Duration;
+
+use sqlx::SqliteConnection;
+
+use super::fault::OrFault as _;
+use crate::{
+    clock::Timestamp,
+    store::{
+        Revocation, StoreResult,
+        records::{FORMAT, OutboxRow},
+    },
+};
+
+/// The `sub` that stands under one of `names`, else `candidate` under the first.
+pub(super) async fn subject(
+    on: &mut SqliteConnection,
+    names: Vec<[u8; 32]>,
+    candidate: String,
+    body: Vec<u8>,
+) -> StoreResult<String> {
+    for name in &names {
+        let found: Option<(String,)> = sqlx::query_as("SELECT sub FROM subjects WHERE name = $1")
+            .bind(name.as_slice())
+            .fetch_optional(&mut *on)
+            .await
+            .or_fault()?;
+        if let Some((sub,)) = found {
+            return Ok(sub);
+        }
+    }
+    let Some(first) = names.first() else { return Ok(candidate) };
+    // The update changes nothing; it makes RETURNING speak of the row of a faster writer.
+    let stored: Option<(String,)> = sqlx::query_as(
+        "INSERT INTO subjects (name, format, sub, body) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (name) DO UPDATE SET sub = subjects.sub RETURNING sub",
+    )
+    .bind(first.as_slice())
+    .bind(FORMAT)
+    .bind(candidate.as_str())
+    .bind(body)
+    .fetch_optional(on)
+    .await
+    .or_fault()?;
+    Ok(stored.map_or(candidate, |(sub,)| sub))
+}
+
+pub(super) async fn remember_jti(on: &mut SqliteConnection, hash: [u8; 32], until: Timestamp) -> StoreResult<bool> {
+    let stored = sqlx::query("INSERT INTO jtis (hash, expires) VALUES ($1, $2) ON CONFLICT (hash) DO NOTHING")
+        .bind(hash.as_slice())
+        .bind(until.0)
+        .execute(on)
+        .await
+        .or_fault()?;
+    Ok(stored.rows_affected() == 1)
+}
+
+/// Format, kid, creation, sealed key.
+pub(super) type KeyColumns = (i64, String, i64, Vec<u8>);
+
+pub(super) async fn signing_keys(on: &mut SqliteConnection) -> StoreResult<Vec<KeyColumns>> {
+    sqlx::query_as("SELECT format, kid, created, pkcs8 FROM signing_keys ORDER BY created DESC, kid DESC")
+        .fetch_all(on)
+        .await
+        .or_fault()
+}
+
+pub(super) async fn add_signing_key(
+    on: &mut SqliteConnection,
+    kid: String,
+    created: Timestamp,
+    sealed: Vec<u8>,
+    unless_younger_than: Timestamp,
+) -> StoreResult<Vec<KeyColumns>> {
+    sqlx::query(
+        "INSERT INTO signing_keys (kid, format, created, pkcs8) SELECT $1, $2, $3, $4 \
+         WHERE NOT EXISTS (SELECT 1 FROM signing_keys WHERE created > $5) ON CONFLICT (kid) DO NOTHING",
+    )
+    .bind(kid)
+    .bind(FORMAT)
+    .bind(created.0)
+    .bind(sealed)
+    .bind(unless_younger_than.0)
+    .execute(&mut *on)
+    .await
+    .or_fault()?;
+    signing_keys(on).await
+}
+
+pub(super) async fn add_revocation(
+    on: &mut SqliteConnection,
+    revocation: &Revocation,
+    body: Vec<u8>,
+) -> StoreResult<()> {
+    sqlx::query(
+        "INSERT INTO outbox (id, format, kind, not_before, attempts, body) \
+         VALUES ($1, $2, 'revocation', $3, $4, $5) ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(revocation.id.as_bytes().as_slice())
+    .bind(FORMAT)
+    .bind(revocation.not_before.0)
+    .bind(revocation.attempts)
+    .bind(body)
+    .execute(on)
+    .await
+    .map(drop)
+    .or_fault()
+}
+
+type OutboxColumns = (Vec<u8>, i64, i64, i64, Vec<u8>);
+
+pub(super) async fn due_revocations(
+    on: &mut SqliteConnection,
+    now: Timestamp,
+    limit: u32,
+) -> StoreResult<Vec<OutboxRow>> {
+    let rows: Vec<OutboxColumns> = sqlx::query_as(
+        "SELECT id, format, not_before, attempts, body FROM outbox WHERE kind = 'revocation' AND not_before <= $1 \
+         ORDER BY not_before, id LIMIT $2",
+    )
+    .bind(now.0)
+    .bind(i64::from(limit))
+    .fetch_all(on)
+    .await
+    .or_fault()?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, format, not_before, attempts, body)| OutboxRow { id, format, not_before, attempts, body })
+        .collect())
+}
+
+pub(super) async fn settle_revocation(
+    on: &mut SqliteConnection,
+    id: uuid::Uuid,
+    again: Option<Timestamp>,
+) -> StoreResult<()> {
+    let id = id.as_bytes().as_slice();
+    let query = match again {
+        None => sqlx::query("DELETE FROM outbox WHERE id = $1").bind(id),
+        // With the time it is set to already: the same call again.
+        Some(at) => {
+            sqlx::query("UPDATE outbox SET attempts = attempts + 1, not_before = $2 WHERE id = $1 AND not_before <> $2")
+                .bind(id)
+                .bind(at.0)
+        }
+    };
+    query.execute(on).await.map(drop).or_fault()
+}
+
+/// A redeemed code is remembered so long after its end, so that a second use is still told from an
+/// unknown code.
+const REPLAY_MEMORY: Duration = Duration::from_secs(24 * 3600);
+
+/// An ended grant says why it ended for so long, at least; and while a token of ours points to it.
+const ENDED_MEMORY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Each statement forgets at most 1,000 records, so that no sweep keeps refreshes waiting.
+const SWEEPS: [(&str, Duration); 7] = [
+    (
+        "DELETE FROM ehr_launches WHERE hash IN (SELECT hash FROM ehr_launches WHERE expires <= $1 LIMIT 1000)",
+        Duration::ZERO,
+    ),
+    ("DELETE FROM launches WHERE id IN (SELECT id FROM launches WHERE expires <= $1 LIMIT 1000)", Duration::ZERO),
+    ("DELETE FROM codes WHERE hash IN (SELECT hash FROM codes WHERE expires <= $1 LIMIT 1000)", REPLAY_MEMORY),
+    (
+        "DELETE FROM access_tokens WHERE hash IN (SELECT hash FROM access_tokens WHERE expires <= $1 LIMIT 1000)",
+        Duration::ZERO,
+    ),
+    (
+        "DELETE FROM refresh_tokens WHERE hash IN (SELECT hash FROM refresh_tokens WHERE expires <= $1 LIMIT 1000)",
+        Duration::ZERO,
+    ),
+    ("DELETE FROM jtis WHERE hash IN (SELECT hash FROM jtis WHERE expires <= $1 LIMIT 1000)", Duration::ZERO),
+    (
+        "DELETE FROM grants WHERE id IN (SELECT g.id FROM grants g WHERE g.state = 'ended' AND g.ended_at <= $1 \
+         AND NOT EXISTS (SELECT 1 FROM access_tokens a WHERE a.grant_id = g.id) \
+         AND NOT EXISTS (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = g.id) \
+         AND NOT EXISTS (SELECT 1 FROM codes c WHERE c.grant_id = g.id) LIMIT 1000)",
+        ENDED_MEMORY,
+    ),
+];
+
+pub(super) async fn sweep(on: &mut SqliteConnection, now: Timestamp) -> StoreResult<u64> {
+    let mut forgotten = 0;
+    for (statement, memory) in SWEEPS {
+        let done = sqlx::query(statement).bind(now.before(memory).0).execute(&mut *on).await.or_fault()?;
+        forgotten += done.rows_affected();
+    }
+    Ok(forgotten)
+}
+
+/// Writes a page, so that a full or read-only disk is found.
+pub(super) async fn ping(on: &mut SqliteConnection) -> StoreResult<()> {
+    sqlx::query("UPDATE changes SET value = value WHERE one = 1").execute(on).await.map(drop).or_fault()
+}
