@@ -1,0 +1,236 @@
+//! `[server]` and `[store]`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use figment::value::Value;
+
+use super::{
+    address,
+    fault::shown,
+    model::{Limits, SealKey, Server, ServerTls, StoreConfig, StoreUrl, Timeouts},
+    reader::{Context, Given, Table},
+    secrets::{self, Pem, Source},
+};
+use crate::secret::Secret;
+
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn read(context: &Context<'_>) -> Server {
+    let table = context.top("server");
+    let public = table.required("public_url", "the https origin under which apps and EHRs reach Mantel");
+    let checked = public.as_ref().and_then(|public| match address::public(public) {
+        Ok(url) => Some(url),
+        Err(expected) => {
+            context.refuse(public, expected);
+            None
+        }
+    });
+    let server = Server {
+        public_url: public.map(|public| public.value).unwrap_or_default(),
+        listen: socket(&table, "listen").unwrap_or(SocketAddr::from(([0, 0, 0, 0], 8443))),
+        admin_listen: socket(&table, "admin_listen").unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464))),
+        tls: tls(&table),
+        behind_proxy: behind_proxy(&table),
+        workers: table.number("workers", 1..=1024).and_then(|workers| usize::try_from(workers).ok()),
+        limits: limits(&table),
+        timeouts: timeouts(&table),
+        max_stale: table
+            .duration("max_stale", Duration::from_secs(1)..=Duration::from_secs(3600))
+            .unwrap_or(Duration::from_secs(60)),
+        sandbox: table.flag("sandbox").unwrap_or_default(),
+    };
+    // There is no bearer and no client certificate for it yet, and it tells what runs here.
+    if !server.admin_listen.ip().is_loopback() {
+        let given = shown(&server.admin_listen.to_string());
+        context.fault(&table.at("admin_listen"), given, "a loopback address: the admin listener authenticates nobody");
+    }
+    if let Some(url) = checked {
+        let plain = url.scheme() == "http";
+        if table.has("tls") && plain {
+            context.fault(&table.at("public_url"), shown(&server.public_url), "https, where tls is set");
+        }
+        if !table.has("tls") && !address::is_loopback(&url) && !table.has("behind_proxy") {
+            let expected = "cert and key; or behind_proxy with the addresses of the proxies that end TLS";
+            table.missing("tls", expected);
+        }
+    }
+    table.finish();
+    server
+}
+
+fn socket(table: &Table<'_>, key: &'static str) -> Option<SocketAddr> {
+    let expected = "an address and a port, such as 127.0.0.1:8443 or [::]:8443";
+    let text = table.text(key, expected)?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        table.context.refuse(&text, expected);
+    }
+    address
+}
+
+fn tls(table: &Table<'_>) -> Option<ServerTls> {
+    let tls = table.table("tls", "a table with cert and key")?;
+    for key in ["cert", "key"] {
+        if !tls.has(key) {
+            tls.missing(key, "{ file = \"path\" }");
+        }
+    }
+    let cert = secrets::pem_file(&tls, "cert", Pem::Certificates);
+    let key = secrets::pem_file(&tls, "key", Pem::PrivateKey);
+    tls.finish();
+    Some(ServerTls { cert: cert?, key: key? })
+}
+
+fn behind_proxy(table: &Table<'_>) -> Vec<ipnet::IpNet> {
+    let expected = "an address or a network, such as 10.0.0.7 or 10.0.0.0/8";
+    let nets = table.texts("behind_proxy", expected);
+    if nets.as_ref().is_some_and(Vec::is_empty) {
+        table.context.fault(&table.at("behind_proxy"), "an empty list", "at least one address of a trusted proxy");
+    }
+    let nets = nets.unwrap_or_default().into_iter().filter_map(|text| {
+        let net = text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(ipnet::IpNet::from));
+        if net.is_none() {
+            table.context.refuse(&text, expected);
+        }
+        net
+    });
+    nets.collect()
+}
+
+fn limits(table: &Table<'_>) -> Limits {
+    let default = Limits::default();
+    let Some(limits) = table.table("limits", "a table of limits") else { return default };
+    let count = |key, range| limits.number(key, range).and_then(|number| usize::try_from(number).ok());
+    let read = Limits {
+        body: limits.size("body", 1 << 10..=64 << 20).unwrap_or(default.body),
+        bundle: limits.size("bundle", 1 << 10..=256 << 20).unwrap_or(default.bundle),
+        inspected: limits.size("inspected", 1 << 10..=64 << 20).unwrap_or(default.inspected),
+        // hyper keeps its read buffer at no less than 8 KiB.
+        head: limits.size("head", 8 << 10..=1 << 20).unwrap_or(default.head),
+        site_concurrency: count("site_concurrency", 1..=100_000).unwrap_or(default.site_concurrency),
+        connections: count("connections", 1..=1_000_000).unwrap_or(default.connections),
+    };
+    limits.finish();
+    read
+}
+
+fn timeouts(table: &Table<'_>) -> Timeouts {
+    let default = Timeouts::default();
+    let Some(timeouts) = table.table("timeouts", "a table of timeouts") else { return default };
+    // Below a tenth of a second every network fails; the sandbox plays with such.
+    let shortest = Duration::from_millis(if table.context.sandbox { 1 } else { 100 });
+    let read = |key, default| timeouts.duration(key, shortest..=Duration::from_secs(3600)).unwrap_or(default);
+    let read = Timeouts {
+        header: read("header", default.header),
+        handshake: read("handshake", default.handshake),
+        connect: read("connect", default.connect),
+        upstream: read("upstream", default.upstream),
+        idle: read("idle", default.idle),
+        token: read("token", default.token),
+        custody: read("custody", default.custody),
+        drain: read("drain", default.drain),
+    };
+    timeouts.finish();
+    read
+}
+
+pub(super) fn read_store(context: &Context<'_>) -> Option<StoreConfig> {
+    let table = context.top("store");
+    let url = url(&table);
+    let seal = seal(&table);
+    table.finish();
+    Some(StoreConfig { url: url?, seal })
+}
+
+const STORES: &str = "sqlite:///path/to/file, sqlite::memory:, or postgres://…";
+
+fn url(table: &Table<'_>) -> Option<StoreUrl> {
+    let context = table.context;
+    let Some(given) = table.value("url") else {
+        table.missing("url", STORES);
+        return None;
+    };
+    let (text, literal) = match secrets::source(context, &given)? {
+        Source::Literal { text, environment } => (Secret::from(text), !environment),
+        Source::Bytes(bytes) => (secrets::text_of(context, &given.path, &bytes)?, false),
+    };
+    let store = store_url(context, &given, text.expose());
+    // A URL with a password is a secret.
+    let password = url::Url::parse(text.expose()).is_ok_and(|url| {
+        url.password().is_some() || url.query_pairs().any(|(name, _)| name.eq_ignore_ascii_case("password"))
+    });
+    if literal && password && !context.sandbox {
+        let expected = "{ env = \"NAME\" } or { file = \"path\" }: no secret stands in a configuration";
+        context.fault(&given.path, "a URL with a password", expected);
+        return None;
+    }
+    store
+}
+
+fn store_url(context: &Context<'_>, given: &Given<&Value>, text: &str) -> Option<StoreUrl> {
+    if let Some(rest) = text.strip_prefix("sqlite:") {
+        let path = rest.strip_prefix("//").unwrap_or(rest);
+        if matches!(path, ":memory:" | "") {
+            return Some(StoreUrl::Sqlite(None));
+        }
+        if path.contains('?') {
+            context.fault(&given.path, "a URL with parameters", "a path alone: Mantel sets SQLite's parameters itself");
+            return None;
+        }
+        return Some(StoreUrl::Sqlite(Some(context.tree.places.directory(&given.path).join(PathBuf::from(path)))));
+    }
+    match url::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => {
+            let verified = url.query_pairs().any(|(name, value)| name == "sslmode" && value == "verify-full");
+            let local = url.host_str().is_none_or(str::is_empty) || address::is_loopback_name(&url);
+            if !verified && !local {
+                let text =
+                    "sslmode is not verify-full: the connection to the database can be read and changed on its way";
+                context.note(&given.path, text);
+            }
+            Some(StoreUrl::Postgres(Secret::from(text)))
+        }
+        _ => {
+            // Not shown: what stands there may hold a password in a form that we do not know.
+            context.fault(&given.path, "another URL", STORES);
+            None
+        }
+    }
+}
+
+fn seal(table: &Table<'_>) -> Vec<SealKey> {
+    let context = table.context;
+    let expected = "at least one of { id = \"name\", file = \"path\" } (or env)";
+    let Some(entries) = table.tables("seal", "{ id = \"name\", file = \"path\" } (or env)") else {
+        if !table.has("seal") {
+            table.missing("seal", expected);
+        }
+        return Vec::new();
+    };
+    if entries.is_empty() {
+        context.fault(&table.at("seal"), "an empty list", expected);
+    }
+    let mut keys: Vec<SealKey> = Vec::new();
+    for entry in entries {
+        let id = entry.required("id", "a name for the key, which each record carries");
+        let bytes = secrets::referred(&entry);
+        let fits = |id: &str| id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if let Some(id) = id.as_ref().filter(|id| !fits(id)) {
+            context.refuse(id, "up to 64 letters, digits, -, _ and .");
+        }
+        if let Some(id) = id.as_ref().filter(|id| keys.iter().any(|key| key.id == id.value)) {
+            context.refuse(id, "an id of its own for each key");
+        }
+        let key = bytes.as_ref().map(secrets::seal_key);
+        match (id, key) {
+            (Some(id), Some(Ok(bytes))) => keys.push(SealKey { id: id.value, bytes }),
+            (_, Some(Err(given))) => {
+                let expected = "32 bytes, raw or in base64 or hexadecimal (openssl rand -base64 32)";
+                context.fault(&entry.path, given, expected);
+            }
+            _ => {}
+        }
+        entry.finish();
+    }
+    keys
+}
