@@ -243,3 +243,16 @@ fn a_registration_is_checked_against_what_its_vendor_can_say() {
         ["patient/Binary.r".to_owned(), long("patient/O.rs?lab")]
     );
 }
+
+#[test]
+fn as_few_scopes_as_possible_are_sent() {
+    let sent = |asks| asked_of(asks, &V2, ALL, AskOptions::default()).1.text;
+    assert_eq!(sent("user/O.r user/*.rs user/O.rs?lab user/O.s"), "user/*.rs");
+    assert_eq!(sent("user/O.c user/O.rs user/O.r?lab"), long("user/O.crs"));
+}
+
+#[test]
+fn each_asked_scope_is_told_with_its_own_permissions_only() {
+    let granted = exchange("user/O.c user/O.rs", &V2, ALL, Some("user/O.cr"), AskOptions::default());
+    assert_eq!(granted.reported, long("user/O.c user/O.r"));
+}

@@ -203,7 +203,7 @@ fn answered(text: &str) -> BTreeSet<Point> {
 /// What was asked as `user/` for the picker counts for `patient/`.
 fn as_patient(points: &BTreeSet<Point>) -> BTreeSet<Point> {
     let user = points.iter().filter(|(context, ..)| context == "user");
-    let as_patient = user.cloned().map(|(_, name, letter, category)| ("patient".to_owned(), name, letter, category));
+    let as_patient = user.map(|(_, name, letter, category)| ("patient".to_owned(), *name, *letter, *category));
     points.iter().filter(|(context, ..)| context != "patient").cloned().chain(as_patient).collect()
 }
 
