@@ -29,6 +29,10 @@ pub struct Config {
 }
 
 impl Config {
+    pub fn urls(&self) -> super::Urls<'_> {
+        super::Urls::new(&self.server.public_url)
+    }
+
     /// The registration by which an app is known at a site for a use; the first one listed wins.
     pub fn registration(&self, app: &AppId, site: &Site, usage: Use) -> Option<&Arc<Registration>> {
         site.registrations

@@ -1,0 +1,124 @@
+//! From an app's bearer to its grant: one look-up in memory, the store only at a miss. What is ended
+//! is evicted here within a second (`custody.md`, "Ended means ended").
+
+use std::{sync::Arc, time::Duration};
+
+use mantel_adapters::{
+    site::{AppId, SiteId},
+    smart::{launch::LaunchContext, scope::ScopeSet},
+};
+use moka::{Expiry, sync::Cache};
+
+use crate::{
+    clock::{SharedClock, Timestamp},
+    secret::TokenHash,
+    store::{AccessToken, Grant, GrantId, GrantState, SharedStore, StoreResult},
+};
+
+/// Sessions held in memory: some 1 KB each.
+const CAPACITY: u64 = 200_000;
+/// No look-up in the store takes longer.
+const LONGEST_LOOKUP: Duration = Duration::from_secs(300);
+
+/// A bearer's grant, compiled for the judge.
+#[derive(Debug)]
+pub struct Session {
+    pub grant: GrantId,
+    pub app: AppId,
+    pub site: SiteId,
+    /// What the judge enforces: this token's scopes, never wider than the grant's.
+    pub enforced: ScopeSet,
+    /// What the EHR said it granted; none: unknown, so its answers are inspected.
+    pub upstream: Option<ScopeSet>,
+    pub context: LaunchContext,
+    pub tenant: Option<String>,
+    pub fhir_user: Option<String>,
+    pub ehr_launch: bool,
+    pub expires: Timestamp,
+}
+
+impl Session {
+    fn new(token: &AccessToken, grant: &Grant) -> Self {
+        let facts = &grant.facts;
+        Self {
+            grant: grant.id,
+            app: grant.app.clone(),
+            site: grant.site.clone(),
+            enforced: ScopeSet::parse(&token.enforced).unwrap_or_default(),
+            upstream: facts.upstream.as_deref().and_then(|text| ScopeSet::parse(text).ok()),
+            context: facts.context.clone(),
+            tenant: facts.tenant.clone(),
+            fhir_user: facts.fhir_user.clone(),
+            ehr_launch: facts.ehr_launch,
+            expires: token.expires,
+        }
+    }
+}
+
+struct UntilExpiry(SharedClock);
+
+impl Expiry<TokenHash, Arc<Session>> for UntilExpiry {
+    fn expire_after_create(&self, _: &TokenHash, session: &Arc<Session>, _: std::time::Instant) -> Option<Duration> {
+        Some(self.0.now().until(session.expires))
+    }
+}
+
+/// The sessions in memory.
+pub struct Bearers {
+    store: SharedStore,
+    clock: SharedClock,
+    cache: Cache<TokenHash, Arc<Session>>,
+    /// Grants that ended a moment ago: a look-up that was in the store meanwhile must not bring one back.
+    ended: Cache<GrantId, ()>,
+}
+
+impl Bearers {
+    pub fn new(store: SharedStore, clock: SharedClock) -> Self {
+        let cache = Cache::builder()
+            .max_capacity(CAPACITY)
+            .expire_after(UntilExpiry(clock.clone()))
+            .support_invalidation_closures()
+            .build();
+        let ended = Cache::builder().max_capacity(CAPACITY).time_to_live(LONGEST_LOOKUP).build();
+        Self { store, clock, cache, ended }
+    }
+
+    /// A session in memory, if it is there and lives.
+    pub fn cached(&self, token: TokenHash) -> Option<Arc<Session>> {
+        self.cache.get(&token).filter(|session| session.expires > self.clock.now())
+    }
+
+    /// A live session: from memory, else from the store.
+    ///
+    /// # Errors
+    /// If the store does not serve; that says nothing of the token.
+    pub async fn load(&self, token: TokenHash) -> StoreResult<Option<Arc<Session>>> {
+        if let Some(session) = self.cached(token) {
+            return Ok(Some(session));
+        }
+        let Some((access, grant)) = self.store.access_token(token, self.clock.now()).await? else { return Ok(None) };
+        if matches!(grant.state, GrantState::Ended { .. }) {
+            return Ok(None);
+        }
+        let session = Arc::new(Session::new(&access, &grant));
+        self.cache.insert(token, session.clone());
+        // After the insertion: whoever ends the grant marks it first and evicts then.
+        if self.ended.contains_key(&grant.id) {
+            self.cache.invalidate(&token);
+            return Ok(None);
+        }
+        Ok(Some(session))
+    }
+
+    /// Forgets the sessions of a grant that has ended.
+    pub fn evict(&self, grant: GrantId) {
+        self.ended.insert(grant, ());
+        // An error only if closures were not supported.
+        let _ = self.cache.invalidate_entries_if(move |_, session| session.grant == grant);
+    }
+
+    /// Forgets one token.
+    pub fn evict_token(&self, token: TokenHash) {
+        self.cache.invalidate(&token);
+    }
+}
