@@ -27,7 +27,17 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The same for a URL of another scheme, whose host the parser leaves as it is.
+/// Hosts that surely lead to no public address; what a name resolves to is judged when it is dialled.
+pub(super) fn is_private(url: &Url) -> bool {
+    let literal = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_private() || ip.is_link_local(),
+        Some(Host::Ipv6(ip)) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        _ => false,
+    };
+    literal || is_loopback(url)
+}
+
+/// The same as [`is_loopback`] for a URL of another scheme, whose host the parser leaves as it is.
 pub(super) fn is_loopback_name(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     is_localhost(host)

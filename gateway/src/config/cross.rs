@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use mantel_adapters::profile::RefreshScope;
 
 use super::{
+    fault::span,
     layers::KeyPath,
     model::{App, AppGrant, Config, CustodyMode, Registration, Site, Use},
     reader::Context,
@@ -93,7 +94,7 @@ fn check_app(context: &Context<'_>, config: &Config, app: &App) {
             let text = format!(
                 "access tokens of the site {:?} live {}, and the app asks for no refresh: custody = \"session\" keeps its sessions whole",
                 site.id.as_str(),
-                humantime::format_duration(site.profile.tokens.assume_lifetime)
+                span(site.profile.tokens.assume_lifetime)
             );
             context.note(&path.key("custody"), text);
         }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use mantel_adapters::profile::DiscoverySource;
 
 use super::{
-    fault::{Origin, shown},
+    fault::{Origin, shown, span},
     layers::KeyPath,
     load::Loaded,
     model::{
@@ -78,7 +78,8 @@ impl Page<'_> {
         let proxies: Vec<String> = server.behind_proxy.iter().map(ToString::to_string).collect();
         self.value(&path, "behind_proxy", &list(&proxies));
         self.value(&path, "workers", &server.workers.map_or_else(|| "cores".to_owned(), |workers| workers.to_string()));
-        self.value(&path, "max_stale", &humantime::format_duration(server.max_stale).to_string());
+        self.value(&path, "max_stale", &span(server.max_stale));
+        self.bounds(&path);
         if server.sandbox {
             self.value(&path, "sandbox", "true: literal secrets and plain http are taken");
         }
@@ -107,6 +108,34 @@ impl Page<'_> {
             self.value(&path, "private", &states);
             let url = Urls::new(&server.public_url).keys(&set.id);
             self.line("published at", &url, None);
+        }
+    }
+
+    fn bounds(&mut self, path: &KeyPath) {
+        let (limits, timeouts) = (&self.loaded.config.server.limits, &self.loaded.config.server.timeouts);
+        let limits = [
+            ("limits.body", limits.body),
+            ("limits.bundle", limits.bundle),
+            ("limits.inspected", limits.inspected),
+            ("limits.head", limits.head),
+            ("limits.site_concurrency", limits.site_concurrency),
+            ("limits.connections", limits.connections),
+        ];
+        let timeouts = [
+            ("timeouts.header", timeouts.header),
+            ("timeouts.handshake", timeouts.handshake),
+            ("timeouts.connect", timeouts.connect),
+            ("timeouts.upstream", timeouts.upstream),
+            ("timeouts.idle", timeouts.idle),
+            ("timeouts.token", timeouts.token),
+            ("timeouts.custody", timeouts.custody),
+            ("timeouts.drain", timeouts.drain),
+        ];
+        for (key, limit) in limits {
+            self.value(path, key, &limit.to_string());
+        }
+        for (key, timeout) in timeouts {
+            self.value(path, key, &span(timeout));
         }
     }
 
@@ -172,8 +201,13 @@ impl Page<'_> {
         leaves(&values, &mut Vec::new(), &mut rows);
         for (keys, value) in rows {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            let origin = node.map_or(Origin::Default, |node| node.origin(&keys));
-            self.line(&keys.join("."), &value, Some(&origin));
+            match value {
+                Some(value) => {
+                    let origin = node.map_or(Origin::Default, |node| node.origin(&keys));
+                    self.line(&keys.join("."), &value, Some(&origin));
+                }
+                None => self.line(&keys.join("."), "none", None),
+            }
         }
     }
 
@@ -227,7 +261,7 @@ impl Page<'_> {
             ("refresh_lifetime", app.refresh_lifetime),
         ];
         for (key, duration) in durations {
-            self.value(&path, key, &humantime::format_duration(duration).to_string());
+            self.value(&path, key, &span(duration));
         }
         self.value(&path, "post_logout_redirect_uris", &list(&app.post_logout_redirect_uris));
         let sites: Vec<_> =
@@ -308,11 +342,11 @@ fn postgres(url: &str) -> String {
     format!("PostgreSQL {host}{database}")
 }
 
-/// The values of a profile, dotted; what is not set has no row.
-fn leaves(value: &serde_json::Value, at: &mut Vec<String>, rows: &mut Vec<(Vec<String>, String)>) {
+/// The values of a profile, dotted; what is not set has no row, and an empty table no value.
+fn leaves(value: &serde_json::Value, at: &mut Vec<String>, rows: &mut Vec<(Vec<String>, Option<String>)>) {
     match value {
         serde_json::Value::Null => {}
-        serde_json::Value::Object(table) if table.is_empty() => rows.push((at.clone(), "{}".into())),
+        serde_json::Value::Object(table) if table.is_empty() => rows.push((at.clone(), None)),
         serde_json::Value::Object(table) => {
             for (key, value) in table {
                 at.push(key.clone());
@@ -320,6 +354,6 @@ fn leaves(value: &serde_json::Value, at: &mut Vec<String>, rows: &mut Vec<(Vec<S
                 at.pop();
             }
         }
-        other => rows.push((at.clone(), other.to_string())),
+        other => rows.push((at.clone(), Some(other.to_string()))),
     }
 }

@@ -1,6 +1,6 @@
 //! What is wrong in a configuration, and where: one line each, never with a secret in it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +115,21 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
+/// A duration as people write it, in days at most: `90d`, `1h 30m`.
+pub(super) fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+        (u64::from(duration.subsec_millis()), "ms"),
+    ];
+    let written: Vec<String> =
+        parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect();
+    if written.is_empty() { "0s".into() } else { written.join(" ") }
+}
+
 /// ` did you mean "x"?` with the known name that is nearest, if one is near.
 pub(super) fn did_you_mean<'n>(given: &str, known: impl IntoIterator<Item = &'n str>) -> Option<String> {
     // Names are at most 63 long; a longer text is no slip of the pen, and the distance costs a square.
@@ -165,6 +180,16 @@ mod tests {
         assert_eq!(did_you_mean("Oracle", known).as_deref(), Some("did you mean \"oracle\"?"));
         assert_eq!(did_you_mean("meditech", known), None);
         assert_eq!(did_you_mean("", known), None);
+    }
+
+    #[test]
+    fn spans_read_back_as_they_were() {
+        assert_eq!(span(Duration::from_secs(90 * 86_400)), "90d");
+        assert_eq!(span(Duration::ZERO), "0s");
+        for millis in [1, 999, 1500, 61_000, 90_061_001] {
+            let duration = Duration::from_millis(millis);
+            assert_eq!(humantime::parse_duration(&span(duration)).unwrap(), duration);
+        }
     }
 
     #[test]

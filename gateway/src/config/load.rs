@@ -8,11 +8,12 @@ use mantel_adapters::site::SiteId;
 use super::{
     apps, cross,
     fault::{Faults, Note},
-    layers::{self, KeyPath, Places, Sources},
+    layers::{self, KeyPath, Places},
     model::Config,
     profiles::{self, Node},
     reader::{Context, one_of},
     registrations, server, sites,
+    sources::Sources,
 };
 
 /// A configuration without faults.

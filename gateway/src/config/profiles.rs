@@ -7,15 +7,14 @@ use figment::{
     value::{Dict, Value},
 };
 use mantel_adapters::{
-    profile::{DiscoverySource, Meaning, Pkce, Profile},
-    registry::ADAPTERS,
+    profile::{DiscoverySource, Profile},
     site::VendorId,
 };
 
 use super::{
-    address,
     fault::{Origin, shown},
     layers::{KeyPath, REPLACED_WHOLE, Step},
+    profile_checks::{self, Checks},
     reader::{Context, Table, described, number_text, one_of, table},
 };
 
@@ -197,7 +196,7 @@ fn checked(context: &Context<'_>, path: &KeyPath, dict: Dict, beside: &[&str]) -
     };
     let node = Node::of(context, path, &value);
     if let Value::Dict(_, dict) = &value {
-        check_values(&Checks { context, path, dict }, &profile);
+        profile_checks::check(&Checks { context, path, dict }, &profile);
     }
     node
 }
@@ -338,194 +337,4 @@ fn remove(value: &mut Value, steps: &[Step]) -> bool {
         }
     }
     false
-}
-
-/// The checks of values look only at what the table itself says.
-struct Checks<'c> {
-    context: &'c Context<'c>,
-    path: &'c KeyPath,
-    dict: &'c Dict,
-}
-
-impl Checks<'_> {
-    fn says(&self, keys: &[&str]) -> Option<KeyPath> {
-        let mut at = self.dict.get(*keys.first()?)?;
-        for key in keys.iter().skip(1) {
-            match at {
-                Value::Dict(_, dict) => at = dict.get(*key)?,
-                _ => return None,
-            }
-        }
-        Some(keys.iter().fold(self.path.clone(), |path, key| path.key(key)))
-    }
-
-    fn text(&self, keys: &[&str], text: &str, expected: Result<(), String>) {
-        if let (Some(path), Err(expected)) = (self.says(keys), expected) {
-            self.context.fault(&path, shown(text), expected);
-        }
-    }
-}
-
-fn check_values(checks: &Checks<'_>, profile: &Profile) {
-    let sandbox = checks.context.sandbox;
-    let names: Vec<&str> = ADAPTERS.iter().map(|adapter| adapter.name()).collect();
-    let known = names.contains(&profile.adapter.as_str());
-    let adapter = if known { Ok(()) } else { Err(one_of(&profile.adapter, "an adapter", names.iter().copied())) };
-    checks.text(&["adapter"], &profile.adapter, adapter);
-
-    if profile.aud != "base" {
-        let aud = address::base(&profile.aud, sandbox, "`base`, or a URL").map(drop);
-        checks.text(&["aud"], &profile.aud, aud);
-    }
-    let endpoints = &profile.endpoints;
-    let endpoints = [
-        ("authorize", &endpoints.authorize),
-        ("token", &endpoints.token),
-        ("introspect", &endpoints.introspect),
-        ("revoke", &endpoints.revoke),
-        ("jwks", &endpoints.jwks),
-        ("end_session", &endpoints.end_session),
-    ];
-    for (name, endpoint) in endpoints {
-        let Some(endpoint) = endpoint else { continue };
-        // Relative to the FHIR base; what begins with `//` or a scheme is not.
-        let relative = !endpoint.contains(':') && !endpoint.starts_with("//") && !endpoint.is_empty();
-        let plain = endpoint.bytes().all(|b| b.is_ascii_graphic() && b != b'\\' && b != b'#');
-        let fits = if relative && plain {
-            Ok(())
-        } else {
-            address::fetched(endpoint, sandbox, "an endpoint, relative to the FHIR base or").map(drop)
-        };
-        checks.text(&["endpoints", name], endpoint, fits);
-    }
-    if profile.discovery.is_empty()
-        && let Some(path) = checks.says(&["discovery"])
-    {
-        let expected = "at least one of \"smart-configuration\", \"capability-statement\", \"configuration\"";
-        checks.context.fault(&path, "an empty list", expected);
-    }
-    check_id_token(checks, profile);
-    check_additions(checks, profile);
-    check_lists(checks, profile);
-    if profile.pkce == Pkce::Off
-        && let Some(path) = checks.says(&["pkce"])
-    {
-        checks.context.note(&path, "PKCE is off: only for a server that refuses it; a stolen code could be used");
-    }
-}
-
-fn check_id_token(checks: &Checks<'_>, profile: &Profile) {
-    let sandbox = checks.context.sandbox;
-    let issuer = &profile.id_token.issuer;
-    // `*` stands for path segments; in the host it would let anybody be the issuer.
-    let fits = if matches!(issuer.as_str(), "discovery" | "{authorize_base}" | "{base}") {
-        Ok(())
-    } else if issuer.matches('*').count() > 1 {
-        Err("a URL with at most one *".to_owned())
-    } else {
-        let what = "`discovery`, `{authorize_base}`, `{base}`, or a URL";
-        address::base(&issuer.replace('*', "any"), sandbox, what).and_then(|_| {
-            let path = issuer.split_once("://").and_then(|(_, rest)| rest.find('/').and_then(|at| rest.get(at..)));
-            let star_in_path = path.is_some_and(|path| path.contains('*'));
-            if issuer.contains('*') && !star_in_path { Err("a URL whose * stands in the path".into()) } else { Ok(()) }
-        })
-    };
-    checks.text(&["id_token", "issuer"], issuer, fits);
-    let jwks = &profile.id_token.jwks;
-    if jwks != "discovery" {
-        checks.text(&["id_token", "jwks"], jwks, address::fetched(jwks, sandbox, "`discovery`, or a URL").map(drop));
-    }
-}
-
-/// Headers that are ours to send: an operator's would break the message, or hand our credentials over.
-const RESERVED: [&str; 12] = [
-    "authorization",
-    "connection",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "host",
-    "keep-alive",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
-fn check_additions(checks: &Checks<'_>, profile: &Profile) {
-    for (table, headers) in [("discovery", &profile.headers.discovery), ("fhir", &profile.headers.fhir)] {
-        for (name, value) in headers {
-            let Some(path) = checks.says(&["headers", table, name]) else { continue };
-            if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
-                checks.context.fault(&path, shown(name), "the name of a header");
-            } else if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
-                checks.context.fault(&path, shown(name), "a header that Mantel does not set itself");
-            }
-            if http::HeaderValue::from_str(value).is_err() {
-                checks.context.fault(&path, "a value with control characters", "a header's value: visible text");
-            }
-            placeholders(checks, &path, value);
-        }
-    }
-    for (name, value) in &profile.query {
-        let Some(path) = checks.says(&["query", name]) else { continue };
-        let reserved = matches!(name.as_str(), "access_token" | "patient" | "subject" | "_id");
-        if name.is_empty() || reserved {
-            // Those are the judge's: a fixed value would widen or void each request.
-            checks.context.fault(&path, shown(name), "a parameter that does not choose patients or tokens");
-        }
-        placeholders(checks, &path, value);
-    }
-}
-
-fn placeholders(checks: &Checks<'_>, path: &KeyPath, value: &str) {
-    let rest = value.replace("{tenant}", "").replace("{client_id}", "");
-    if rest.contains(['{', '}']) {
-        checks.context.fault(path, shown(value), "no placeholders but {tenant} and {client_id}");
-    }
-}
-
-fn check_lists(checks: &Checks<'_>, profile: &Profile) {
-    for (n, host) in profile.auth_hosts.iter().enumerate() {
-        let Some(path) = checks.says(&["auth_hosts"]) else { break };
-        let fits = url::Host::parse(host).is_ok_and(|parsed| parsed.to_string() == *host);
-        if !fits {
-            checks.context.fault(&path.index(n), shown(host), "a host name in lower case, without scheme and port");
-        }
-    }
-    if profile.patient_from.is_empty()
-        && let Some(path) = checks.says(&["patient_from"])
-    {
-        checks.context.fault(&path, "an empty list", "at least one of \"patient\", \"fhirUser\", \"claim:NAME\"");
-    }
-    for (name, number) in [("concurrent", profile.budget.concurrent), ("per_minute", profile.budget.per_minute)] {
-        if number == Some(0)
-            && let Some(path) = checks.says(&["budget", name])
-        {
-            checks.context.fault(&path, "0", "a whole number from 1: none is no request at all");
-        }
-    }
-    if profile.tokens.assume_lifetime.is_zero()
-        && let Some(path) = checks.says(&["tokens", "assume_lifetime"])
-    {
-        checks.context.fault(&path, "\"0s\"", "a duration above zero");
-    }
-    for (name, rule) in &profile.errors {
-        let Some(path) = checks.says(&["errors", name]) else { continue };
-        if let Some(status) = rule.status.filter(|status| !(400..=599).contains(status)) {
-            checks.context.fault(&path.key("status"), status.to_string(), "a status from 400 to 599");
-        }
-        let anything = rule.at.is_none() && rule.status.is_none() && rule.error.is_none() && rule.contains.is_none();
-        if anything && rule.means == Meaning::Dead {
-            let expected = "at, status, error or contains beside means: every error of this vendor would end grants";
-            checks.context.fault(&path, "a rule that matches everything", expected);
-        }
-    }
-    for (kind, fan_out) in &profile.fan_out {
-        let Some(path) = checks.says(&["fan_out", kind]) else { continue };
-        if fan_out.parameter.is_empty() || fan_out.values.is_empty() {
-            checks.context.fault(&path, "no parameter or no values", "a parameter and at least one value");
-        }
-    }
 }

@@ -10,8 +10,9 @@ use std::{
 use figment::value::{Dict, Num, Value};
 
 use super::{
-    fault::{Fault, Note, did_you_mean, shown},
-    layers::{KeyPath, Sources, Tree},
+    fault::{Fault, Note, did_you_mean, shown, span},
+    layers::{KeyPath, Tree},
+    sources::Sources,
 };
 
 /// What all readers share.
@@ -245,8 +246,7 @@ impl<'c> Table<'c> {
     }
 
     pub fn duration(&self, key: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {
-        let (shortest, longest) =
-            (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
+        let (shortest, longest) = (span(*range.start()), span(*range.end()));
         let expected = format!("a duration from {shortest} to {longest}, in a form like 90s, 5m, 1h or 30d");
         let text = self.text(key, &expected)?;
         match humantime::parse_duration(&text) {

@@ -5,8 +5,6 @@
 pub(super) struct Shape {
     /// `patient/*.rs`
     pub wildcard: bool,
-    /// `patient/Observation.rs?category=…`
-    pub query: bool,
     pub system: bool,
 }
 
@@ -55,7 +53,7 @@ fn resource(text: &str, lowercase: bool) -> Result<Shape, String> {
     {
         return Err("a query of name=value pairs".into());
     }
-    Ok(Shape { wildcard: kind == "*", query: query.is_some(), system: false })
+    Ok(Shape { wildcard: kind == "*", system: false })
 }
 
 fn is_v2(permissions: &str) -> bool {

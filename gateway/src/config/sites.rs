@@ -99,6 +99,12 @@ fn site(table: &Table<'_>, known: &Known<'_>, id: Option<SiteId>) -> (BTreeSet<S
     let built = profile.and_then(|(profile, node)| {
         let (base, text) = base?;
         check_persona(table, &profile, &base, persona);
+        if !allow_private && address::is_private(&base) {
+            context.note(
+                &table.at("fhir_base_url"),
+                "an address that is not public is dialled only with allow_private = true",
+            );
+        }
         check_wildcards(table, known, &profile, &registrations);
         let budget = profile.budget.concurrent.and_then(|concurrent| usize::try_from(concurrent).ok());
         let site = Site {

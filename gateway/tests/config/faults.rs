@@ -21,7 +21,7 @@ fn twenty_faults_are_twenty_lines() {
         "mantel.toml:12: apps.viewer.redirect_uris[0]: given \"http://localhost:3000/callback\", expected http://127.0.0.1 or http://[::1] in the place of localhost: use 127.0.0.1",
         "mantel.toml:12: apps.viewer.redirect_uris[1]: given \"https://viewer.example.org/callback#top\", expected a URL without a fragment",
         "mantel.toml:14: apps.viewer.sites[0]: given \"b\", expected \"*\", \"tag:…\" or a site: did you mean \"a\"?",
-        "mantel.toml:15: apps.viewer.access_lifetime: given \"1s\", expected a duration from 1m to 1day",
+        "mantel.toml:15: apps.viewer.access_lifetime: given \"1s\", expected a duration from 1m to 1d",
         "sites.d/a.toml:4: registrations.one.apps[0]: given \"viewr\", expected an app: did you mean \"viewer\"?",
         "sites.d/a.toml:5: registrations.one.use[0]: given \"ehr-lunch\", expected one of the choices: did you mean \"ehr-launch\"?",
         "sites.d/a.toml:7: registrations.one.client_auth.secret: given a literal, expected { env = \"NAME\" }",

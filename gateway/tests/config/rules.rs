@@ -119,6 +119,8 @@ fn sites() {
         refused(&base(bad), "sites.general-hospital.fhir_base_url", "https");
     }
     refused(&base("https://gateway.example.org/fhir"), "fhir_base_url", "Mantel's own address");
+    noted(&base("https://10.1.2.3/fhir"), "sites.general-hospital.fhir_base_url", "allow_private");
+    refused(&key("tokens.refresh_before = \"900000d\""), "tokens.refresh_before", "at most 3660d");
     let sandboxed = base("http://epic.localhost:9001/fhir").with("mantel.toml", "[server]", "[server]\nsandbox = true");
     assert_eq!(sandboxed.faults(), Vec::<String>::new());
 
@@ -141,6 +143,11 @@ fn sites() {
     refused(&key("query.patient = \"1\""), "query.patient", "does not choose patients");
     refused(&key("id_token.issuer = \"https://*/oauth2\""), "id_token.issuer", "in the path");
     assert_eq!(key("id_token.issuer = \"https://as.example.org/tenants/*/\"").faults(), Vec::<String>::new());
+    assert_eq!(key("id_token.issuer = \"{base}/oidc/*/\"\naud = \"../..\"").faults(), Vec::<String>::new());
+    refused(&key("id_token.issuer = \"{base}.evil.example\""), "id_token.issuer", "a / after");
+    refused(&key("id_token.issuer = \"{bases}/x\""), "id_token.issuer", "{authorize_base}");
+    refused(&key("aud = \"//evil.example\""), "aud", "relative to the FHIR base");
+    refused(&key("endpoints.token = \"http://as.example.org/token\""), "endpoints.token", "https");
     refused(&key("errors.all = { means = \"dead\" }"), "errors.all", "end grants");
     refused(&key("errors.all = { at = \"refresh\" }"), "errors.all.means", "nothing");
     refused(&key("errors.all = { means = \"deadd\", at = \"refresh\" }"), "errors.all.means", "did you mean \"dead\"?");
