@@ -10,6 +10,17 @@ use mantel_adapters::{
 
 use crate::setup::{ROOT, SITE, Setup, example};
 
+/// The example with a vendor of its own, so that nothing built in shines through.
+fn own_vendor() -> Setup {
+    let mut setup = example();
+    for content in setup.files.values_mut().filter(|content| content.starts_with(b"[")) {
+        let text = String::from_utf8_lossy(content);
+        *content =
+            text.replace("vendors.epic", "vendors.own").replace("vendor = \"epic\"", "vendor = \"own\"").into_bytes();
+    }
+    setup
+}
+
 fn profile(setup: &Setup) -> Profile {
     let loaded = setup.load().unwrap_or_else(|faults| panic!("{faults}"));
     Profile::clone(&loaded.config.sites[&"general-hospital".parse::<SiteId>().unwrap()].profile)
@@ -86,7 +97,7 @@ fn a_variable_named_as_a_secret_is_no_key() {
 
 #[test]
 fn a_site_overrides_its_vendor_and_says_so() {
-    let setup = example().with(SITE, "name = ", "tokens.assume_lifetime = \"5m\"\nname = ");
+    let setup = own_vendor().with(SITE, "name = ", "tokens.assume_lifetime = \"5m\"\nname = ");
     let profile = profile(&setup);
     assert_eq!(profile.tokens.assume_lifetime.as_secs(), 300);
     assert_eq!(profile.tokens.refresh_before.as_secs(), 300);
@@ -126,7 +137,7 @@ fn circles_are_faults() {
 
 #[test]
 fn rules_of_errors_are_merged_by_name_and_replaced_whole() {
-    let setup = example().with(
+    let setup = own_vendor().with(
         SITE,
         "name = ",
         "errors.burnt = { means = \"passing\", error = \"invalid_client\" }\nerrors.other = { means = \"misconfigured\" }\nname = ",
@@ -135,11 +146,11 @@ fn rules_of_errors_are_merged_by_name_and_replaced_whole() {
     assert_eq!(at_site.errors.len(), 2);
     assert_eq!((at_site.errors["burnt"].means, at_site.errors["burnt"].status), (Meaning::Passing, None));
 
-    let later = "[vendors.epic.errors.burnt]\nmeans = \"suspended\"\n";
-    let by_file = profile(&example().file("sites.d/later.toml", later));
+    let later = "[vendors.own.errors.burnt]\nmeans = \"suspended\"\n";
+    let by_file = profile(&own_vendor().file("sites.d/later.toml", later));
     assert_eq!((by_file.errors["burnt"].means, by_file.errors["burnt"].status), (Meaning::Suspended, None));
 
-    let by_variable = profile(&example().set("MANTEL_VENDORS__EPIC__ERRORS__BURNT__STATUS", "401"));
+    let by_variable = profile(&own_vendor().set("MANTEL_VENDORS__OWN__ERRORS__BURNT__STATUS", "401"));
     assert_eq!((by_variable.errors["burnt"].means, by_variable.errors["burnt"].status), (Meaning::Dead, Some(401)));
 }
 
