@@ -4,7 +4,6 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::HeaderValue;
 use serde::Serialize;
-use url::Url;
 
 use super::keys::{SigningFault, SigningSets};
 use crate::{
@@ -71,12 +70,13 @@ pub struct Prover<'a> {
 }
 
 impl Prover<'_> {
-    /// Adds the client's authentication to a form; the `Authorization` header, if that is its way.
+    /// Adds the client's authentication to a form (`audience`: of an assertion, the token endpoint as
+    /// published); the `Authorization` header, if that is its way.
     /// Called for each attempt: a `jti` is used once.
     pub(super) fn authenticate(
         &self,
         client: Client<'_>,
-        token_endpoint: &Url,
+        audience: &str,
         form: &mut Form,
     ) -> Result<Option<HeaderValue>, AuthFault> {
         match client.auth {
@@ -95,7 +95,7 @@ impl Prover<'_> {
                 let assertion = set.signer().sign(&Claims {
                     iss: client.client_id,
                     sub: client.client_id,
-                    aud: token_endpoint.as_str(),
+                    aud: audience,
                     iat: now - BACKDATED,
                     exp: now + LIFETIME,
                     jti: entropy::uuid4(self.entropy).to_string(),

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use mantel_adapters::{
     profile::DiscoverySource,
     site::SiteId,
-    smart::discovery::{self as documents, CapabilityFacts, Endpoints, Oddity, SmartConfiguration},
+    smart::discovery::{self as documents, CapabilityFacts, Endpoints, HeldEndpoint, Oddity, SmartConfiguration},
 };
 use tokio::runtime::Handle;
 use url::Url;
@@ -44,9 +44,7 @@ const WITHIN: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct Discovered {
     pub endpoints: Endpoints,
-    /// The source that named them.
-    pub source: DiscoverySource,
-    /// The smart-configuration, if that was the source.
+    /// The smart-configuration, if there is one.
     pub smart: Option<SmartConfiguration>,
     /// What was odd in the document, in words for `mantel probe`.
     pub oddities: Vec<Oddity>,
@@ -61,10 +59,11 @@ pub enum DiscoveryError {
     NotFound { site: SiteId, tried: Vec<Tried> },
     /// Not used until an operator confirms the hosts.
     #[error(
-        "discovery puts endpoints of site {site} on {}, which is neither the site's own host nor confirmed: if the \
-         vendor says that it belongs there, add it to `auth_hosts` of the site or vendor", .hosts.join(", ")
+        "discovery puts endpoints of site {site} on a host that is neither its own nor confirmed: {}. If the vendor \
+         says that they belong there, add it to `auth_hosts` of the site or vendor",
+        places(.held)
     )]
-    Held { site: SiteId, hosts: Vec<String> },
+    Held { site: SiteId, held: Vec<HeldEndpoint> },
     #[error("the discovery of site {site} was broken off")]
     BrokenOff { site: String },
 }
@@ -80,6 +79,10 @@ impl From<Died> for DiscoveryError {
 pub struct Tried {
     pub source: DiscoverySource,
     pub reason: String,
+}
+
+fn places(held: &[HeldEndpoint]) -> String {
+    held.iter().map(|held| format!("`{}` on {}", held.name, held.host)).collect::<Vec<_>>().join(", ")
 }
 
 fn reasons(tried: &[Tried]) -> String {
@@ -157,10 +160,11 @@ fn same(before: &Arc<Site>, now: &Arc<Site>) -> bool {
 async fn look(link: &SiteLink, client_id: &str, before: Option<&Discovered>) -> Result<Discovered, DiscoveryError> {
     let site = &link.site;
     let mut found = search(link, client_id).await?;
-    let hosts = strange_hosts(site, &found.endpoints);
-    if !hosts.is_empty() {
-        tracing::warn!(site = %site.id, hosts = hosts.join(" "), "endpoints are held: their host is not confirmed");
-        return Err(DiscoveryError::Held { site: site.id.clone(), hosts });
+    let held = documents::held(&found.endpoints, &site.fhir_base, &site.profile.auth_hosts);
+    if !held.is_empty() {
+        let hosts = held.iter().map(|held| format!("{} ({})", held.host, held.name)).collect::<Vec<_>>();
+        tracing::warn!(site = %site.id, hosts = hosts.join(", "), "endpoints are held: their host is not confirmed");
+        return Err(DiscoveryError::Held { site: site.id.clone(), held });
     }
     found.changed = before.is_some_and(|before| before.endpoints != found.endpoints);
     if found.changed {
@@ -174,47 +178,59 @@ async fn look(link: &SiteLink, client_id: &str, before: Option<&Discovered>) -> 
     Ok(found)
 }
 
-/// Hosts that are neither the site's own nor confirmed; and endpoints that would be spoken to in clear.
-fn strange_hosts(site: &Site, endpoints: &Endpoints) -> Vec<String> {
-    documents::held(endpoints, &site.fhir_base, &site.profile.auth_hosts)
-}
-
+/// Asks the sources in turn until what they said, and what the operator set, is enough.
 async fn search(link: &SiteLink, client_id: &str) -> Result<Discovered, DiscoveryError> {
     let site = &link.site;
+    let mut said = Said::default();
     let mut tried = Vec::new();
     for &source in &site.profile.discovery {
-        match ask(link, client_id, source).await {
-            Ok(found) => return Ok(found),
-            Err(reason) => tried.push(Tried { source, reason }),
+        if let Err(reason) = said.ask(link, client_id, source).await {
+            tried.push(Tried { source, reason });
+            continue;
+        }
+        match documents::resolve(&site.fhir_base, &site.profile, said.smart.as_ref(), said.facts.as_ref()) {
+            Ok(endpoints) => {
+                let Said { smart, oddities, .. } = said;
+                return Ok(Discovered { endpoints, smart, oddities, changed: false });
+            }
+            Err(fault) => tried.push(Tried { source, reason: fault.to_string() }),
         }
     }
     Err(DiscoveryError::NotFound { site: site.id.clone(), tried })
 }
 
-/// Asks one source. A soft 200 (an HTML page) is as good as a 404: the body decides.
-async fn ask(link: &SiteLink, client_id: &str, source: DiscoverySource) -> Result<Discovered, String> {
-    let site = &link.site;
-    let (base, overrides) = (&site.fhir_base, &site.profile.endpoints);
-    let mut smart = None;
-    let mut facts: Option<CapabilityFacts> = None;
-    let mut oddities = Vec::new();
-    match source {
-        DiscoverySource::SmartConfiguration => {
-            let url = below(base, ".well-known/smart-configuration");
-            let body = get(link, client_id, &url, SMART_CONFIGURATION_LIMIT).await?;
-            let (document, odd) =
-                documents::parse_smart_configuration(&body.body, base).map_err(|fault| fault.to_string())?;
-            (smart, oddities) = (Some(document), odd);
+/// What the sources have said so far.
+#[derive(Default)]
+struct Said {
+    smart: Option<SmartConfiguration>,
+    facts: Option<CapabilityFacts>,
+    oddities: Vec<Oddity>,
+}
+
+impl Said {
+    /// A soft 200 (an HTML page) is as good as a 404: the body decides.
+    async fn ask(&mut self, link: &SiteLink, client_id: &str, source: DiscoverySource) -> Result<(), String> {
+        let base = &link.site.fhir_base;
+        match source {
+            DiscoverySource::SmartConfiguration => {
+                let url = below(base, ".well-known/smart-configuration");
+                let answer = get(link, client_id, &url, SMART_CONFIGURATION_LIMIT).await?;
+                let (smart, oddities) =
+                    documents::parse_smart_configuration(&answer.body, base).map_err(|fault| fault.to_string())?;
+                self.smart = Some(smart);
+                self.oddities.extend(oddities);
+            }
+            DiscoverySource::CapabilityStatement => {
+                let answer = get(link, client_id, &below(base, "metadata"), METADATA_LIMIT).await?;
+                let facts =
+                    documents::parse_capability_statement(&answer.body, base).map_err(|fault| fault.to_string())?;
+                self.oddities.extend(facts.oddities.iter().cloned());
+                self.facts = Some(facts);
+            }
+            DiscoverySource::Configuration => {}
         }
-        DiscoverySource::CapabilityStatement => {
-            let body = get(link, client_id, &below(base, "metadata"), METADATA_LIMIT).await?;
-            facts = Some(documents::parse_capability_statement(&body.body, base).map_err(|fault| fault.to_string())?);
-        }
-        DiscoverySource::Configuration => {}
+        Ok(())
     }
-    let endpoints =
-        documents::resolve(smart.as_ref(), facts.as_ref(), overrides, base).map_err(|fault| fault.to_string())?;
-    Ok(Discovered { endpoints, source, smart, oddities, changed: false })
 }
 
 /// A URL below the FHIR base, whatever the base ends in.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::{
-    body::{self, CollectError, Outgoing},
+    body::{self, BodyError, CollectError, Outgoing},
     client::{SendError, UpstreamClient, Waits},
     gate::Lane,
 };
@@ -119,7 +119,8 @@ async fn get(
     let (head, body) = client.send(lane, request, &waits).await?.into_parts();
     let body = body::collect(body, limits.size).await.map_err(|error| match error {
         CollectError::TooLarge { limit } => FetchError::TooLarge(limit),
-        CollectError::Body(_) => FetchError::Broken,
+        CollectError::Body(BodyError::Idle(_)) => FetchError::TooSlow(limits.total),
+        CollectError::Body(BodyError::Broken(_)) => FetchError::Broken,
     })?;
     Ok(Fetched { status: head.status, headers: head.headers, body })
 }

@@ -9,8 +9,13 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jsonwebtoken::jwk::JwkSet;
-use mantel_adapters::smart::discovery::Endpoints;
-use serde_json::Value;
+use mantel_adapters::{
+    site::SiteId,
+    smart::{
+        claims::IssuerRule,
+        discovery::{EndpointName, Endpoints, held, parse_openid_configuration},
+    },
+};
 use tokio::runtime::Handle;
 use url::Url;
 
@@ -20,7 +25,6 @@ use super::{
     discovery::plain_http,
     fetch::{FetchError, FetchLimits, Fetched, fetch},
     gate::Lane,
-    id_token::Issuer,
 };
 
 /// A set is kept as its `Cache-Control` says, within these bounds.
@@ -49,6 +53,8 @@ pub enum JwksError {
     Status { host: String, status: u16 },
     #[error("{host} sent no {expected}")]
     Nonsense { host: String, expected: &'static str },
+    #[error("the openid-configuration on {host} is another issuer's than the pinned one")]
+    OtherIssuer { host: String },
     #[error("the fetch was broken off")]
     BrokenOff,
 }
@@ -66,7 +72,7 @@ pub struct Jwks {
 }
 
 /// By site too, since sites differ in whom they trust and whom they may reach.
-type Place = (mantel_adapters::site::SiteId, KeysAt);
+type Place = (SiteId, KeysAt);
 
 /// Where a site's keys are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,18 +80,6 @@ enum KeysAt {
     Set(Url),
     /// `jwks_uri` of the pinned issuer's openid-configuration.
     Issuer(Url),
-}
-
-/// Which key verifies.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
-    pub(super) kid: Option<&'a str>,
-}
-
-impl Wanted<'_> {
-    fn in_set(self, set: &JwkSet) -> bool {
-        self.kid.is_none_or(|kid| set.find(kid).is_some())
-    }
 }
 
 impl Jwks {
@@ -99,17 +93,17 @@ impl Jwks {
         &self,
         link: &SiteLink,
         endpoints: &Endpoints,
-        issuer: &Issuer,
-        wanted: Wanted<'_>,
+        issuer: &IssuerRule,
+        kid: Option<&str>,
     ) -> Result<Arc<JwkSet>, JwksError> {
         let at = keys_at(link, endpoints, issuer)?;
         let kept = self.kept((link.site.id.clone(), at.clone()));
         let load = || {
-            let (link, at) = (link.clone(), at.clone());
-            move |_| async move { load(&link, at).await }
+            let (link, endpoints, at) = (link.clone(), endpoints.clone(), at.clone());
+            move |_| async move { load(&link, &endpoints, at).await }
         };
         let set = kept.get(load()).await?;
-        if wanted.in_set(&set) {
+        if kid.is_none_or(|kid| set.find(kid).is_some()) {
             return Ok(set);
         }
         kept.renew(REFETCH_INTERVAL, load()).await
@@ -122,7 +116,7 @@ impl Jwks {
     }
 }
 
-fn keys_at(link: &SiteLink, endpoints: &Endpoints, issuer: &Issuer) -> Result<KeysAt, JwksError> {
+fn keys_at(link: &SiteLink, endpoints: &Endpoints, issuer: &IssuerRule) -> Result<KeysAt, JwksError> {
     let pinned = link.site.profile.id_token.jwks.as_str();
     if pinned != "discovery" {
         // The operator's own word needs no confirmation.
@@ -130,36 +124,40 @@ fn keys_at(link: &SiteLink, endpoints: &Endpoints, issuer: &Issuer) -> Result<Ke
     }
     match (&endpoints.jwks, issuer) {
         (Some(url), _) => Ok(KeysAt::Set(url.clone())),
-        (None, Issuer::Exact(issuer)) => Url::parse(issuer).map(KeysAt::Issuer).map_err(|_| JwksError::NoPlace),
-        (None, Issuer::Below { .. }) => Err(JwksError::NoPlace),
+        (None, IssuerRule::Exact(issuer)) => Url::parse(issuer).map(KeysAt::Issuer).map_err(|_| JwksError::NoPlace),
+        (None, IssuerRule::Between { .. } | IssuerRule::Unknown) => Err(JwksError::NoPlace),
     }
 }
 
-async fn load(link: &SiteLink, at: KeysAt) -> Result<Loaded<JwkSet>, JwksError> {
+async fn load(link: &SiteLink, endpoints: &Endpoints, at: KeysAt) -> Result<Loaded<JwkSet>, JwksError> {
     let url = match at {
         KeysAt::Set(url) => url,
-        KeysAt::Issuer(issuer) => jwks_uri(link, &issuer).await?,
+        KeysAt::Issuer(issuer) => jwks_uri(link, endpoints, &issuer).await?,
     };
     let plain = plain_http(&link.site);
     fetch_set(&link.client, &link.gate.auth, &url, plain).await
 }
 
 /// The `jwks_uri` of an issuer, if it is the issuer that answers and the keys' host is one we trust.
-async fn jwks_uri(link: &SiteLink, issuer: &Url) -> Result<Url, JwksError> {
+async fn jwks_uri(link: &SiteLink, endpoints: &Endpoints, issuer: &Url) -> Result<Url, JwksError> {
     let mut at = issuer.clone();
     at.set_path(&format!("{}/.well-known/openid-configuration", issuer.path().trim_end_matches('/')));
     let answer = get(&link.client, &link.gate.auth, &at, plain_http(&link.site)).await?;
-    let nonsense = || JwksError::Nonsense { host: host(&at), expected: "openid-configuration of the pinned issuer" };
-    let document: Value = serde_json::from_slice(&answer.body).map_err(|_| nonsense())?;
-    let text = |name: &str| document.get(name).and_then(Value::as_str);
-    let same = text("issuer").is_some_and(|named| named.trim_end_matches('/') == issuer.as_str().trim_end_matches('/'));
-    let url = text("jwks_uri").filter(|_| same).and_then(|url| Url::parse(url).ok()).ok_or_else(nonsense)?;
-    let known = [link.site.fhir_base.host_str(), issuer.host_str()].contains(&url.host_str());
-    let confirmed = |host: &str| link.site.profile.auth_hosts.iter().any(|known| known.eq_ignore_ascii_case(host));
-    if known || url.host_str().is_some_and(confirmed) { Ok(url) } else { Err(JwksError::Held(host(&url))) }
+    let (document, _) = parse_openid_configuration(&answer.body, issuer)
+        .map_err(|_| JwksError::Nonsense { host: host(&at), expected: "openid-configuration" })?;
+    if document.issuer.trim_end_matches('/') != issuer.as_str().trim_end_matches('/') {
+        return Err(JwksError::OtherIssuer { host: host(&at) });
+    }
+    let pinned = Endpoints { jwks: Some(document.jwks_uri.clone()), ..endpoints.clone() };
+    let held = held(&pinned, &link.site.fhir_base, &link.site.profile.auth_hosts);
+    let own = document.jwks_uri.host() == issuer.host();
+    match held.into_iter().find(|held| held.name == EndpointName::Jwks) {
+        Some(held) if !own => Err(JwksError::Held(held.host)),
+        _ => Ok(document.jwks_uri),
+    }
 }
 
-/// Fetches a key set and says how long it may be kept. Also for the `jwks_uri` of an app.
+/// Fetches a key set and says how long it may be kept.
 async fn fetch_set(
     client: &UpstreamClient,
     lane: &Lane,

@@ -195,7 +195,7 @@ impl TokenClient<'_> {
         let mut form = Form::new(String::new());
         fill(&mut form);
         // The `aud` of an assertion is the token endpoint, at the revocation endpoint too (RFC 7523 §3).
-        let authorization = self.prover.authenticate(self.client, &self.endpoints.token, &mut form)?;
+        let authorization = self.prover.authenticate(self.client, &self.endpoints.token_audience, &mut form)?;
         let uri = uri(to).ok_or_else(|| NotSent::Malformed("the endpoint's URL".into()))?;
         let mut request = Request::new(Outgoing::Full(Bytes::from(form.finish())));
         *request.method_mut() = Method::POST;
