@@ -3,14 +3,12 @@
 //! An adapter overrides only what its vendor does differently. It is handed values and answers with
 //! values; the gateway carries out what it says.
 
-mod check;
 mod headers;
 mod normalise;
 mod outcome;
 mod plan;
 
 pub use self::{
-    check::{ProfileFault, faults},
     headers::{Placeholders, discovery_headers, encode_query, fhir_headers},
     normalise::{AnswerKind, FhirAnswer, Issue, NormalisedError, Severity, VendorCode, fhir_error},
     plan::plan,

@@ -274,7 +274,9 @@ pub enum BudgetScope {
     ClientId,
 }
 
-/// Maps an error answer of an EHR to its meaning. Absent members match anything.
+/// Maps an error answer of an EHR to its meaning. Absent members match anything, but a 5xx or 429 is
+/// matched only by a rule with that status. Of several that match, `contains` says more than `error`, that more
+/// than `status`, that more than `at`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorRule {

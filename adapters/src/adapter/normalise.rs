@@ -1,8 +1,9 @@
 //! Errors of FHIR servers, in whatever form, as facts for one OperationOutcome.
 //!
 //! EHRs answer with outcomes, with JSON of their own, with texts, with HTML, with XML though JSON was
-//! asked, and with nothing. An app sees one form. Body and content type are judged by the body's own
-//! beginning: 200 with a firewall's block page is no answer.
+//! asked, and with nothing. An app sees one form. The body's own beginning tells more than its content
+//! type (a 401 without a body is `text/html` at Oracle), and both more than the status: 200 with a
+//! firewall's block page is no answer.
 
 use serde_json::Value;
 
@@ -127,7 +128,7 @@ impl NormalisedError {
 /// The error in an answer; none where it is no error.
 pub fn fhir_error(adapter: &dyn Adapter, answer: &FhirAnswer<'_>) -> Option<NormalisedError> {
     let text = decode(answer.body);
-    let kind = kind(&text);
+    let kind = kind(&text, answer.content_type);
     let success = (200..400).contains(&answer.status);
     if success && (kind != AnswerKind::Html || answer.may_be_html) {
         return None;
@@ -179,11 +180,14 @@ fn decode(body: &[u8]) -> String {
     }
 }
 
-fn kind(text: &str) -> AnswerKind {
+fn kind(text: &str, content_type: Option<&str>) -> AnswerKind {
+    // A page without the tags that pages begin with.
+    let as_html = content_type.is_some_and(|given| given.trim_start().to_ascii_lowercase().starts_with("text/html"));
     match sniff(text) {
         Sniffed::Nothing => AnswerKind::Empty,
         Sniffed::Html => AnswerKind::Html,
         Sniffed::Xml if text.contains("<OperationOutcome") => AnswerKind::XmlOutcome,
+        Sniffed::Xml if as_html => AnswerKind::Html,
         Sniffed::Xml => AnswerKind::Text,
         Sniffed::Other => match serde_json::from_str::<Value>(text.trim_start_matches('\u{feff}')) {
             Ok(Value::Object(object))
@@ -192,6 +196,7 @@ fn kind(text: &str) -> AnswerKind {
                 AnswerKind::Outcome
             }
             Ok(_) => AnswerKind::Json,
+            Err(_) if as_html => AnswerKind::Html,
             Err(_) => AnswerKind::Text,
         },
     }
@@ -266,7 +271,7 @@ fn default_code(status: u16) -> &'static str {
 }
 
 fn our_words(status: u16, kind: AnswerKind) -> String {
-    let reason = match (kind, status) {
+    match (kind, status) {
         (AnswerKind::Html, _) => format!("The EHR answered with an HTML page (status {status}) where FHIR was asked"),
         (_, 401) => "The EHR does not accept the token of this grant".into(),
         (_, 403) => "The EHR refuses this request and gives no reason".into(),
@@ -277,8 +282,7 @@ fn our_words(status: u16, kind: AnswerKind) -> String {
         (_, 429) => "The EHR's limit of requests is reached".into(),
         (_, 500..) => format!("The EHR failed (status {status})"),
         _ => format!("The EHR refused the request (status {status}) and gives no reason"),
-    };
-    reason
+    }
 }
 
 /// `error` and `error_description` of a Bearer challenge (RFC 6750 §3).

@@ -57,11 +57,11 @@ pub struct TokenError {
     /// The OAuth error code, if it has the form of one.
     pub error: Option<String>,
     /// The EHR's words: for the operator and for matching, never for logs.
-    pub description: Option<String>,
-    pub error_uri: Option<String>,
+    pub description: Option<Box<str>>,
+    pub error_uri: Option<Box<str>>,
     pub kind: TokenErrorKind,
     /// The beginning of the body, for rules that match on it.
-    excerpt: String,
+    excerpt: Box<str>,
 }
 
 impl fmt::Debug for TokenError {
@@ -224,14 +224,14 @@ fn error_code(members: &Map<String, Value>) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn string(members: &Map<String, Value>, names: &[&str]) -> Option<String> {
+fn string(members: &Map<String, Value>, names: &[&str]) -> Option<Box<str>> {
     let found = names.iter().find_map(|name| members.get(*name)?.as_str())?;
-    (!found.is_empty()).then(|| found.chars().take(2000).collect())
+    (!found.is_empty()).then(|| found.chars().take(2000).collect::<String>().into())
 }
 
-fn excerpt(body: &[u8]) -> String {
+fn excerpt(body: &[u8]) -> Box<str> {
     let head = body.get(..4096).unwrap_or(body);
-    std::str::from_utf8(head).map_or_else(|_| latin1(head), Cow::Borrowed).into_owned()
+    std::str::from_utf8(head).map_or_else(|_| latin1(head), Cow::Borrowed).into()
 }
 
 /// Each byte is its own character: what a server means that says nothing or ISO-8859-1.

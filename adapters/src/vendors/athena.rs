@@ -1,4 +1,4 @@
-//! athenahealth: athenaOne (<https://docs.athenahealth.com/api/guides/overview>), and athenaPractice and
+//! athenahealth: athenaOne (<https://docs.athenahealth.com/api/guides>), and athenaPractice and
 //! athenaFlow (<https://github.com/athenahealth/apiserver-athenaFlex>).
 
 use serde_json::Value;

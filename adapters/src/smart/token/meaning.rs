@@ -23,7 +23,7 @@ pub fn meaning<'p>(profile: &'p Profile, place: Place, error: &TokenError) -> (M
     let texts = [
         error.description.as_deref().unwrap_or_default(),
         error.error_uri.as_deref().unwrap_or_default(),
-        error.excerpt.as_str(),
+        &error.excerpt,
     ];
     let facts = ErrorFacts { status: error.status, error: error.error.as_deref(), texts: &texts };
     match meaning_of(profile, place, facts) {
@@ -32,8 +32,8 @@ pub fn meaning<'p>(profile: &'p Profile, place: Place, error: &TokenError) -> (M
     }
 }
 
-/// The most exact of the profile's rules that match. A 5xx is the server's own trouble whatever code it
-/// carries (athenaPractice says 500 `invalid_client`), so only a rule with that very status matches it.
+/// The most exact of the profile's rules that match. A 5xx or 429 is the server's own trouble whatever code
+/// it carries (athenaPractice says 500 `invalid_client`), so only a rule with that very status matches it.
 pub fn meaning_of<'p>(profile: &'p Profile, place: Place, facts: ErrorFacts<'_>) -> Option<(Meaning, &'p str)> {
     profile
         .errors
@@ -46,7 +46,7 @@ pub fn meaning_of<'p>(profile: &'p Profile, place: Place, facts: ErrorFacts<'_>)
 fn matches(rule: &ErrorRule, place: Place, facts: ErrorFacts<'_>) -> bool {
     let status = match rule.status {
         Some(status) => status == facts.status,
-        None => facts.status < 500,
+        None => !is_trouble(facts.status),
     };
     let contained = |needle: &String| {
         let needle = needle.to_lowercase();
@@ -58,16 +58,19 @@ fn matches(rule: &ErrorRule, place: Place, facts: ErrorFacts<'_>) -> bool {
         && rule.contains.as_ref().is_none_or(contained)
 }
 
-/// More conditions first; among equals a text says more than a code, a code more than a status.
-fn exactness(rule: &ErrorRule) -> (usize, [bool; 4]) {
-    let given = [rule.contains.is_some(), rule.error.is_some(), rule.status.is_some(), rule.at.is_some()];
-    (given.iter().filter(|given| **given).count(), given)
+/// A text says more than a code, a code more than a status, a status more than a place.
+fn exactness(rule: &ErrorRule) -> [bool; 4] {
+    [rule.contains.is_some(), rule.error.is_some(), rule.status.is_some(), rule.at.is_some()]
+}
+
+/// Time-outs, throttling and failures of the server.
+fn is_trouble(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..)
 }
 
 fn default_meaning(error: &TokenError) -> Meaning {
-    match error.status {
-        408 | 425 | 429 | 500.. => return Meaning::Passing,
-        _ => {}
+    if is_trouble(error.status) {
+        return Meaning::Passing;
     }
     match error.kind {
         // A proxy's or a maintenance page says nothing of the grant.
