@@ -60,7 +60,7 @@ fn app(table: &Table<'_>, id: Option<AppId>, sites: &Sites, registrations: &Regi
             None
         }
     });
-    let scopes = scopes_of(table, "scopes");
+    let scopes = scopes::allowed(table.context, &table.texts("scopes", "a scope").unwrap_or_default());
     if !table.has("scopes") {
         table.missing("scopes", "the scopes that the app may ask for");
     }
@@ -85,7 +85,7 @@ fn app(table: &Table<'_>, id: Option<AppId>, sites: &Sites, registrations: &Regi
         launch_url,
         origins: addresses(table, "origins", &address::origin),
         scopes,
-        required_scopes: scopes_of(table, "required_scopes"),
+        required_scopes: required_scopes(table),
         sites: patterns(table, sites),
         grants,
         consent,
@@ -270,14 +270,10 @@ fn grants(table: &Table<'_>, auth: Option<&AppAuth>) -> BTreeSet<AppGrant> {
     grants
 }
 
-fn scopes_of(table: &Table<'_>, key: &'static str) -> Vec<String> {
-    let context = table.context;
-    let scopes = table.texts(key, "a scope").unwrap_or_default();
-    for scope in &scopes {
-        if let Err(expected) = scopes::check(scope, false) {
-            context.refuse(scope, expected);
-        }
-    }
+fn required_scopes(table: &Table<'_>) -> Vec<String> {
+    let scopes = table.texts("required_scopes", "a scope").unwrap_or_default();
+    // Their meaning counts as a part of what is allowed; what must be reported is compared as written.
+    scopes::allowed(table.context, &scopes);
     scopes.into_iter().map(|scope| scope.value).collect()
 }
 

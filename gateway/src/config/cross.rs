@@ -56,8 +56,7 @@ fn check_registration(context: &Context<'_>, config: &Config, registration: &Reg
             context.note(&path.key("use"), text);
         }
     }
-    let system = |scope: &String| scopes::check(scope, true).is_ok_and(|shape| shape.system);
-    if backend && !registration.scopes.is_empty() && !registration.scopes.iter().any(system) {
+    if backend && !registration.scopes.set().is_empty() && !scopes::has_system(&registration.scopes) {
         context.note(&path.key("scopes"), "for backend use, but no scope of system/ is ticked");
     }
 }
@@ -85,7 +84,7 @@ fn check_app(context: &Context<'_>, config: &Config, app: &App) {
             "client_credentials, but no registration is for backend use at any of its sites",
         );
     }
-    let offline = app.scopes.iter().any(|scope| matches!(scope.as_str(), "offline_access" | "online_access"));
+    let offline = scopes::asks_refresh(&app.scopes);
     if app.custody == CustodyMode::AsAsked && !offline && app.grants.contains(&AppGrant::AuthorizationCode) {
         let short = sites.iter().find(|site| {
             site.profile.tokens.assume_lifetime < SHORT_LIVED && site.profile.tokens.refresh_scope != RefreshScope::None

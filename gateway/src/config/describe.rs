@@ -148,7 +148,7 @@ impl Page<'_> {
         self.value(&path, "use", &uses(|usage| registration.uses.contains(&usage)));
         self.value(&path, "client_id", &shown(&registration.client_id));
         self.value(&path, "client_auth", &client_auth(&registration.auth));
-        self.value(&path, "scopes", &registration.scopes.join(" "));
+        self.value(&path, "scopes", &registration.scopes.set().to_string());
         let previous: Vec<String> = registration.previous.iter().map(|old| shown(&old.client_id)).collect();
         self.value(&path, "previous", &list(&previous));
         let publish = if registration.publish == Publish::Url { "url" } else { "uploaded" };
@@ -228,7 +228,7 @@ impl Page<'_> {
         self.value(&path, "redirect_uris", &list(&app.redirect_uris));
         self.value(&path, "launch_url", app.launch_url.as_deref().unwrap_or("none"));
         self.value(&path, "origins", &list(&app.origins));
-        self.value(&path, "scopes", &app.scopes.join(" "));
+        self.value(&path, "scopes", &app.scopes.set().to_string());
         self.value(
             &path,
             "required_scopes",

@@ -13,6 +13,7 @@ use mantel_adapters::{
     adapter::Adapter,
     profile::Profile,
     site::{AppId, KeySetId, RegistrationId, SiteId, VendorId},
+    smart::translate::{Allowed, Ticked},
 };
 use url::Url;
 
@@ -197,8 +198,8 @@ pub struct Registration {
     pub uses: BTreeSet<Use>,
     pub client_id: String,
     pub auth: ClientAuth,
-    /// The scopes ticked, as written; parsed by the scope translation.
-    pub scopes: Vec<String>,
+    /// The scopes ticked.
+    pub scopes: Ticked,
     pub previous: Vec<PreviousRegistration>,
     /// `uploaded`: the vendor holds a copy of the keys, so a new one signs only when an operator says so.
     pub publish: Publish,
@@ -295,8 +296,8 @@ pub struct App {
     pub redirect_uris: Vec<String>,
     pub launch_url: Option<String>,
     pub origins: Vec<String>,
-    /// The scopes it may ask for, as written.
-    pub scopes: Vec<String>,
+    /// The scopes it may ask for.
+    pub scopes: Allowed,
     pub required_scopes: Vec<String>,
     pub sites: Vec<SitePattern>,
     pub grants: BTreeSet<AppGrant>,

@@ -6,7 +6,6 @@ use std::{
 };
 
 use mantel_adapters::{
-    profile::{Dialect, Wildcards},
     site::{KeySetId, RegistrationId, VendorId},
 };
 
@@ -127,17 +126,8 @@ fn registration(table: &Table<'_>, known: &Known<'_>, id: Option<RegistrationId>
     if !table.has("scopes") {
         table.missing("scopes", "the scopes that were ticked at the vendor's portal");
     }
-    let lowercase = profile.is_some_and(|profile| profile.scopes.dialect == Dialect::V1Lowercase);
-    let expands = profile.is_some_and(|profile| profile.scopes.wildcards == Wildcards::Expand);
-    let scopes = table.texts("scopes", "a scope").unwrap_or_default();
-    for scope in &scopes {
-        match scopes::check(scope, lowercase) {
-            Err(expected) => context.refuse(scope, expected),
-            Ok(shape) if shape.wildcard && expands => context.refuse(scope, NO_WILDCARD),
-            Ok(_) => {}
-        }
-    }
-    let scopes: Vec<String> = scopes.into_iter().map(|scope| scope.value).collect();
+    let texts = table.texts("scopes", "a scope").unwrap_or_default();
+    let scopes = scopes::ticked(context, &texts, profile.map(|profile| &profile.scopes));
     let previous = previous(table, known, publish, client_id.as_ref());
 
     let is_epic = profile.is_some_and(|profile| profile.adapter == "epic");
@@ -168,7 +158,6 @@ fn registration(table: &Table<'_>, known: &Known<'_>, id: Option<RegistrationId>
     })
 }
 
-pub(super) const NO_WILDCARD: &str = "each type by its name: this vendor takes no wildcards";
 
 fn vendor(table: &Table<'_>, known: &Known<'_>) -> Option<VendorId> {
     let vendor = table.required("vendor", "the name of a vendor")?;

@@ -1,119 +1,53 @@
-//! The syntax of scopes as `conformance.md` part C1 has it; what they mean is the scope translation's.
+//! Scopes of a configuration: parsed once, by the scope translation's own grammar.
 
-/// What the checks of a configuration ask of a scope.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Shape {
-    /// `patient/*.rs`
-    pub wildcard: bool,
-    pub system: bool,
+use mantel_adapters::{
+    profile::ScopePolicy,
+    smart::{
+        scope::{Context, Scope},
+        translate::{Allowed, ScopeFault, Ticked},
+    },
+};
+
+use super::reader::{Context as Reader, Given};
+
+/// What an app may ask for.
+pub(super) fn allowed(context: &Reader<'_>, scopes: &[Given<String>]) -> Allowed {
+    good(context, scopes, |scope| Allowed::parse(&[scope]).err());
+    let texts: Vec<_> = scopes.iter().map(|scope| scope.value.as_str()).filter(|scope| Allowed::parse(&[scope]).is_ok()).collect();
+    Allowed::parse(&texts).unwrap_or_default()
 }
 
-const PLAIN: [&str; 6] = ["launch", "openid", "fhirUser", "profile", "offline_access", "online_access"];
+/// What is ticked at a vendor; with its profile, only what can have been ticked there.
+pub(super) fn ticked(context: &Reader<'_>, scopes: &[Given<String>], policy: Option<&ScopePolicy>) -> Ticked {
+    let fault = |scope: &str| match Ticked::parse(&[scope]) {
+        Err(faults) => Some(faults),
+        Ok(ticked) => policy.map(|policy| ticked.check(policy)).filter(|faults| !faults.is_empty()),
+    };
+    good(context, scopes, fault);
+    let texts: Vec<_> = scopes.iter().map(|scope| scope.value.as_str()).filter(|scope| Ticked::parse(&[scope]).is_ok()).collect();
+    Ticked::parse(&texts).unwrap_or_default()
+}
 
-/// Parses one scope; else what was expected. `lowercase` takes `patient/observation.read` too.
-pub(super) fn check(scope: &str, lowercase: bool) -> Result<Shape, String> {
-    // RFC 6749 §3.3
-    if scope.is_empty() || !scope.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\')) {
-        return Err("one scope, without blanks, quotes and backslashes".into());
-    }
-    if PLAIN.contains(&scope) || scope.starts_with("__") {
-        return Ok(Shape::default());
-    }
-    if let Some(context) = scope.strip_prefix("launch/") {
-        let kind = context.split_once("?role=").map_or(context, |(kind, _)| kind);
-        let fits = !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_lowercase());
-        return if fits { Ok(Shape::default()) } else { Err("launch/ and a type in lower case".into()) };
-    }
-    match scope.split_once('/') {
-        Some((context @ ("patient" | "user" | "system"), rest)) => {
-            resource(rest, lowercase).map(|shape| Shape { system: context == "system", ..shape })
+fn good(context: &Reader<'_>, scopes: &[Given<String>], fault: impl Fn(&str) -> Option<Vec<ScopeFault>>) {
+    for scope in scopes {
+        if let Some(first) = fault(&scope.value).and_then(|faults| faults.into_iter().next()) {
+            context.refuse(scope, expectation(&first));
         }
-        _ if scope.contains("://") => Ok(Shape::default()),
-        _ => Err("a SMART scope: launch…, openid, fhirUser, offline_access, patient/Type.rs, user/…, system/…".into()),
     }
 }
 
-fn resource(text: &str, lowercase: bool) -> Result<Shape, String> {
-    let (head, query) = text.split_once('?').map_or((text, None), |(head, query)| (head, Some(query)));
-    let (kind, permissions) = head.split_once('.').ok_or("a resource type, a dot and permissions: Observation.rs")?;
-    let first = kind.bytes().next().unwrap_or_default();
-    let letters = kind.bytes().all(|b| b.is_ascii_alphabetic());
-    if kind != "*" && !(letters && (first.is_ascii_uppercase() || (lowercase && first.is_ascii_lowercase()))) {
-        return Err("a FHIR resource type as FHIR writes it (Observation), or *".into());
-    }
-    let v1 = matches!(permissions, "read" | "write" | "*");
-    if !v1 && !is_v2(permissions) {
-        return Err("permissions from c, r, u, d, s in this order, or read, write or *".into());
-    }
-    if v1 && query.is_some() {
-        return Err("permissions of v2 (.rs) with a query".into());
-    }
-    if query
-        .is_some_and(|query| query.split('&').any(|pair| pair.split_once('=').is_none_or(|(name, _)| name.is_empty())))
-    {
-        return Err("a query of name=value pairs".into());
-    }
-    Ok(Shape { wildcard: kind == "*", system: false })
+/// A fault's expectation, without what was given: the report says that itself.
+fn expectation(fault: &ScopeFault) -> String {
+    let text = fault.to_string();
+    text.split_once("expected ").map_or_else(|| text.clone(), |(_, expected)| expected.to_owned())
 }
 
-fn is_v2(permissions: &str) -> bool {
-    let rest = "cruds".chars().fold(permissions, |rest, letter| rest.strip_prefix(letter).unwrap_or(rest));
-    !permissions.is_empty() && rest.is_empty()
+/// Whether a list of scopes has one of `system/`.
+pub(super) fn has_system(ticked: &Ticked) -> bool {
+    ticked.set().has_context(Context::System)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scopes_of_the_standard_are_taken() {
-        let good = [
-            "launch",
-            "launch/patient",
-            "launch/imagingstudy",
-            "launch/list?role=https://example.org/role",
-            "openid",
-            "fhirUser",
-            "offline_access",
-            "patient/Observation.rs",
-            "user/*.cruds",
-            "system/*.read",
-            "patient/*.*",
-            "patient/Observation.rs?category=http://terminology.hl7.org/CodeSystem/observation-category|laboratory",
-            "http://smarthealthit.org/fhir/scopes/launch",
-            "__vendor",
-        ];
-        for scope in good {
-            assert!(check(scope, false).is_ok(), "{scope} was refused");
-        }
-        assert!(check("patient/*.rs", false).is_ok_and(|shape| shape.wildcard && !shape.system));
-        assert!(check("system/Patient.rs", false).is_ok_and(|shape| !shape.wildcard && shape.system));
-    }
-
-    #[test]
-    fn malformed_ones_are_refused() {
-        let bad = [
-            "",
-            "a b",
-            "patient/Observation.sr",
-            "patient/Observation.dus",
-            "patient/Observation.rr",
-            "patient/Observation.",
-            "patient/Observation.readwrite",
-            "patient/observation.rs",
-            "Patient/Observation.rs",
-            "patient/Observation.read?category=x",
-            "patient/Observation",
-            "patient/.rs",
-            "launch/",
-            "launch/Patient",
-            "offlineaccess",
-            "patient/Observation.rs?category",
-            "patient/Observation.rs?=x",
-        ];
-        for scope in bad {
-            assert!(check(scope, false).is_err(), "{scope} was taken");
-        }
-        assert!(check("patient/observation.read", true).is_ok());
-    }
+/// Whether an app may ask for a refresh token.
+pub(super) fn asks_refresh(allowed: &Allowed) -> bool {
+    [Scope::OfflineAccess, Scope::OnlineAccess].iter().any(|scope| allowed.set().has(scope))
 }

@@ -8,6 +8,7 @@ use std::{
 use mantel_adapters::{
     profile::{Profile, Wildcards},
     registry,
+    smart::translate::ScopeFault,
     site::{RegistrationId, SiteId, VendorId},
 };
 use url::Url;
@@ -19,8 +20,7 @@ use super::{
     model::{Inspect, Persona, Server, Site, SiteTls},
     profiles::{self, NAME, Node, Vendors},
     reader::{Context, Given, Table, table},
-    registrations::{NO_WILDCARD, Registrations},
-    scopes,
+    registrations::Registrations,
     secrets::{self, Pem},
 };
 
@@ -288,11 +288,13 @@ fn check_wildcards(table: &Table<'_>, known: &Known<'_>, profile: &Profile, regi
             .vendors
             .get(&registration.vendor)
             .is_some_and(|vendor| vendor.profile.scopes.wildcards == Wildcards::Keep);
-        let wild =
-            registration.scopes.iter().find(|scope| scopes::check(scope, true).is_ok_and(|shape| shape.wildcard));
-        if let (true, Some(scope)) = (keeps, wild) {
-            let given = format!("a registration with {}", shown(scope));
-            table.context.fault(&table.at("registrations").index(n), given, NO_WILDCARD);
+        let wild = registration.scopes.check(&profile.scopes).into_iter().find(|fault| matches!(fault, ScopeFault::Wildcard(_)));
+        if let (true, Some(fault)) = (keeps, wild) {
+            table.context.fault(
+                &table.at("registrations").index(n),
+                format!("a registration in which {fault}"),
+                "each type by its name: this site takes no wildcards",
+            );
         }
     }
 }

@@ -175,7 +175,7 @@ fn personas_of_oracle_are_compared_with_the_host() {
 #[test]
 fn registrations() {
     let scopes = "\"patient/Condition.rs\"]";
-    refused(&example().with(SITE, scopes, "\"patient/*.rs\"]"), "viewer-epic-prod.scopes[7]", "no wildcards");
+    refused(&example().with(SITE, scopes, "\"patient/*.rs\"]"), "viewer-epic-prod.scopes[7]", "the types that are ticked");
     let keeps = example().with("vendors.toml", "wildcards = \"expand\"", "wildcards = \"keep\"").with(
         SITE,
         scopes,
@@ -185,7 +185,7 @@ fn registrations() {
     refused(
         &keeps.with(SITE, "name = ", "scopes.wildcards = \"expand\"\nname = "),
         "sites.general-hospital.registrations[0]",
-        "no wildcards",
+        "the types that are ticked",
     );
 
     let other = "[vendors.other]\n";

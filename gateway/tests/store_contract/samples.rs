@@ -14,7 +14,14 @@ use mantel::{
         Launch, LaunchId, LaunchStep, NewTokens, RefreshToken, Revocation, Store,
     },
 };
-use mantel_adapters::smart::launch::LaunchContext;
+use mantel_adapters::{
+    profile::ScopePolicy,
+    smart::{
+        launch::LaunchContext,
+        scope::Asked,
+        translate::{Allowed, AskOptions, Request, Ticked, ask},
+    },
+};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -83,9 +90,15 @@ pub fn at_ehr(mut launch: Launch, state: TokenHash) -> Launch {
         code_verifier: format!("verifier-{CANARY}").into(),
         nonce: Some("ehr nonce".into()),
         redirect_uri: "https://gateway.example/oauth/callback/viewer-epic".into(),
-        scope: "launch/patient".into(),
+        asked: asked("launch/patient patient/Patient.rs"),
     });
     launch
+}
+
+/// What an EHR is asked for an app's scopes, all of them ticked.
+fn asked(scope: &str) -> Request {
+    let words: Vec<_> = scope.split(' ').collect();
+    ask(&Asked::parse(scope), &Allowed::parse(&words).unwrap(), &Ticked::parse(&words).unwrap(), &ScopePolicy::default(), AskOptions::default())
 }
 
 pub fn ehr_launch() -> EhrLaunch {
