@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 
 use mantel_adapters::{
     site::{AppId, RegistrationId, SiteId},
-    smart::launch::LaunchContext,
+    smart::{launch::LaunchContext, translate},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -120,8 +120,8 @@ pub struct EhrHalf {
     pub nonce: Option<String>,
     /// Byte for byte what the token request repeats.
     pub redirect_uri: String,
-    /// The scope that was asked upstream.
-    pub scope: String,
+    /// What was asked upstream, and what must be remembered of it until the answer comes.
+    pub asked: translate::Request,
 }
 
 /// An EHR's `launch`, kept until the app returns with ours.

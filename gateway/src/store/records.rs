@@ -228,7 +228,7 @@ struct EhrHalfBody {
     code_verifier: Plain,
     nonce: Option<String>,
     redirect_uri: String,
-    scope: String,
+    asked: mantel_adapters::smart::translate::Request,
 }
 
 const LAUNCHES: &str = "launches";
@@ -250,7 +250,7 @@ pub(super) fn seal_launch(sealer: &Sealer, launch: &Launch) -> StoreResult<Vec<u
             code_verifier: Plain(ehr.code_verifier.clone()),
             nonce: ehr.nonce.clone(),
             redirect_uri: ehr.redirect_uri.clone(),
-            scope: ehr.scope.clone(),
+            asked: ehr.asked.clone(),
         }),
         ehr_launch: launch.ehr_launch.as_ref().map(|(site, launch)| (site.clone(), Plain(launch.clone()))),
         created: launch.created,
@@ -290,7 +290,7 @@ impl LaunchRow {
                 code_verifier: ehr.code_verifier.0,
                 nonce: ehr.nonce,
                 redirect_uri: ehr.redirect_uri,
-                scope: ehr.scope,
+                asked: ehr.asked,
             }),
             ehr_launch: body.ehr_launch.map(|(site, launch)| (site, launch.0)),
             created: body.created,
