@@ -42,8 +42,8 @@ pub struct Access {
 
 impl Access {
     pub fn of(vendor: Vendor, token: &TokenFacts) -> Self {
-        let own_record = token.patient.is_some()
-            && token.fhir_user.as_deref().is_some_and(|user| user.starts_with("Patient/"));
+        let own_record =
+            token.patient.is_some() && token.fhir_user.as_deref().is_some_and(|user| user.starts_with("Patient/"));
         Self {
             vendor: Some(vendor),
             grants: token
@@ -103,7 +103,9 @@ impl Permit {
         self.lanes.iter().any(|lane| {
             let within = match &lane.patient {
                 None => true,
-                Some(patient) => compartment::is_shared(ty) || store.owners(resource).iter().any(|owner| owner == patient),
+                Some(patient) => {
+                    compartment::is_shared(ty) || store.owners(resource).iter().any(|owner| owner == patient)
+                }
             };
             within
                 && lane.query.iter().all(|(name, value)| {

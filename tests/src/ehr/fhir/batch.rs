@@ -26,8 +26,8 @@ pub fn run(house: &House, state: &mut State, asked: &Asked) -> Result<Reply, Fau
     if !dispatch::media(asked).ends_with("json") {
         return Err(Fault::MediaType);
     }
-    let bundle: Value =
-        serde_json::from_slice(&asked.body).map_err(|error| Fault::Malformed(format!("the body is no JSON: {error}")))?;
+    let bundle: Value = serde_json::from_slice(&asked.body)
+        .map_err(|error| Fault::Malformed(format!("the body is no JSON: {error}")))?;
     if bundle.get("resourceType").and_then(Value::as_str) != Some("Bundle") {
         return Err(Fault::Malformed("only a Bundle can be posted to the base".to_owned()));
     }
@@ -194,7 +194,10 @@ fn request(house: &House, asked: &Asked, entry: &Value, id: Option<String>) -> R
         (&Method::PATCH, Some(binary)) => {
             let data = binary.get("data").and_then(Value::as_str).unwrap_or_default();
             let media = binary.get("contentType").and_then(Value::as_str).unwrap_or_default().to_owned();
-            (media, Bytes::from(STANDARD.decode(data).map_err(|_| Fault::Malformed("a patch is no base64".to_owned()))?))
+            (
+                media,
+                Bytes::from(STANDARD.decode(data).map_err(|_| Fault::Malformed("a patch is no base64".to_owned()))?),
+            )
         }
         (_, Some(resource)) => ("application/fhir+json".to_owned(), Bytes::from(resource.to_string())),
         (_, None) => (String::new(), Bytes::new()),
@@ -251,5 +254,5 @@ fn status(status: StatusCode) -> String {
 }
 
 fn respond(kind: &str, entries: Vec<Value>) -> Reply {
-    Reply::fhir(StatusCode::OK, json!({"resourceType": "Bundle", "type": kind, "entry": entries}))
+    Reply::fhir(StatusCode::OK, json!({"resourceType": "Bundle", "type": kind, "entry": Value::from(entries)}))
 }

@@ -4,7 +4,13 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Asked, House, catalog::{self, TypeRule}, fault::Fault, everything, params, reply::Reply, vendors,
+    Asked, House,
+    catalog::{self, TypeRule},
+    everything,
+    fault::Fault,
+    params,
+    reply::Reply,
+    vendors,
 };
 use crate::ehr::contract::Vendor;
 
@@ -25,7 +31,9 @@ fn statement(house: &House) -> Value {
     members.insert("date".to_owned(), json!("2026-08-14"));
     members.insert("kind".to_owned(), json!("instance"));
     let about = match house.vendor {
-        Vendor::Epic => json!({"software": {"name": "Epic", "version": "May 2026", "releaseDate": "2026-05-11"}, "format": ["xml", "json"]}),
+        Vendor::Epic => {
+            json!({"software": {"name": "Epic", "version": "May 2026", "releaseDate": "2026-05-11"}, "format": ["xml", "json"]})
+        }
         Vendor::Oracle => json!({
             "name": "OracleHealthCapabilityStatement",
             "publisher": "Oracle Health",

@@ -10,24 +10,45 @@ pub enum Fault {
     /// The token's scopes do not open this type for this interaction.
     NoScope(String),
     /// The resource exists, or does not; the bearer may not know.
-    Hidden { ty: String, id: String },
+    Hidden {
+        ty: String,
+        id: String,
+    },
     /// A write or a search that reaches beyond what the bearer may touch.
     Refused,
     UnknownPath,
     UnknownType(String),
     /// The vendor does not offer this interaction.
     Unsupported(&'static str),
-    NotFound { ty: String, id: String },
-    Gone { ty: String, id: String },
+    NotFound {
+        ty: String,
+        id: String,
+    },
+    Gone {
+        ty: String,
+        id: String,
+    },
     /// A patient that was merged into another.
-    Merged { into: String },
+    Merged {
+        into: String,
+    },
     Unacceptable,
     MediaType,
     Malformed(String),
-    Parameter { name: String, reason: String },
-    UnknownParameters { method: &'static str, ty: String, names: Vec<String> },
+    Parameter {
+        name: String,
+        reason: String,
+    },
+    UnknownParameters {
+        method: &'static str,
+        ty: String,
+        names: Vec<String>,
+    },
     /// None of the combinations that this type's searches need.
-    Needs { ty: String, combinations: &'static [&'static [&'static str]] },
+    Needs {
+        ty: String,
+        combinations: &'static [&'static [&'static str]],
+    },
     /// athenaOne: no practice, or one whose slash was encoded.
     Practice(String),
     /// athenaOne: another practice than the token's.
@@ -38,7 +59,10 @@ pub enum Fault {
     Stale,
     Several,
     ModifierExtension(String),
-    Required { ty: String, element: &'static str },
+    Required {
+        ty: String,
+        element: &'static str,
+    },
     Invalid(String),
     /// Issues a vendor has already written.
     Issues(StatusCode, Vec<Value>),

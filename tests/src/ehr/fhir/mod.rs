@@ -36,8 +36,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde_json::Value;
 
-pub use self::{ids::PRACTICE, paging::SESSION_LIFE_MS, store::MARK_SYSTEM};
 use self::{access::Access, paging::Pages, store::Store};
+pub use self::{ids::PRACTICE, paging::SESSION_LIFE_MS, store::MARK_SYSTEM};
 use super::contract::{Behaviour, Counters, FhirAnswer, FhirCall, Vendor};
 
 /// One simulated FHIR server, its records in memory.
@@ -279,14 +279,23 @@ fn effective_method(vendor: Vendor, method: Method, headers: &HeaderMap) -> Meth
     }
 }
 
-/// One final slash is no segment.
+/// Decoded segments. One final slash is none, and dot segments are walked, encoded or not, as HTTP stacks do
+/// (RFC 3986 §5.2.4): `Patient/../Observation` that a gateway took for a patient is a search here.
 fn segments(path: &str) -> Vec<String> {
     let path = path.strip_prefix('/').unwrap_or(path);
     let path = path.strip_suffix('/').unwrap_or(path);
+    let mut found = Vec::new();
     if path.is_empty() {
-        return Vec::new();
+        return found;
     }
-    path.split('/').map(|segment| percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned()).collect()
+    for segment in path.split('/') {
+        match percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned() {
+            segment if segment == "." => {}
+            segment if segment == ".." => drop(found.pop()),
+            segment => found.push(segment),
+        }
+    }
+    found
 }
 
 fn full_name(person: &Value) -> String {

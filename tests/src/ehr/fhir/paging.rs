@@ -24,7 +24,8 @@ pub const SESSION_LIFE_MS: i64 = 600_000;
 const SESSIONS: usize = 1000;
 
 /// What is left alone in links, as EHRs do.
-const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/').remove(b':').remove(b',');
+const KEPT: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/').remove(b':').remove(b',');
 
 /// Searches whose later pages are still to be fetched.
 #[derive(Clone, Default)]
@@ -78,7 +79,7 @@ impl Pages {
             }
             _ => ids::uuid(&format!("session/{}", self.opened)),
         };
-        self.sessions.retain(|_, session| now - session.since < SESSION_LIFE_MS);
+        self.sessions.retain(|_, session| now.saturating_sub(session.since) < SESSION_LIFE_MS);
         while self.sessions.len() >= SESSIONS
             && let Some(oldest) =
                 self.sessions.iter().min_by_key(|(_, session)| session.serial).map(|(id, _)| id.clone())
@@ -90,7 +91,10 @@ impl Pages {
     }
 
     fn find(&self, id: &str, now: i64) -> Option<View> {
-        self.sessions.get(id).filter(|session| now - session.since < SESSION_LIFE_MS).map(|session| session.view.clone())
+        self.sessions
+            .get(id)
+            .filter(|session| now.saturating_sub(session.since) < SESSION_LIFE_MS)
+            .map(|session| session.view.clone())
     }
 }
 
@@ -254,9 +258,13 @@ pub fn shape(resource: &Value, summary: Option<&str>, elements: &[String]) -> Va
     if members.keys().all(|member| kept(member)) {
         return resource.clone();
     }
-    let mut rest: serde_json::Map<_, _> =
-        members.iter().filter(|(member, _)| kept(member)).map(|(member, value)| (member.clone(), value.clone())).collect();
-    let tags = rest.get_mut("meta").and_then(Value::as_object_mut).map(|meta| meta.entry("tag").or_insert_with(|| json!([])));
+    let mut rest: serde_json::Map<_, _> = members
+        .iter()
+        .filter(|(member, _)| kept(member))
+        .map(|(member, value)| (member.clone(), value.clone()))
+        .collect();
+    let tags =
+        rest.get_mut("meta").and_then(Value::as_object_mut).map(|meta| meta.entry("tag").or_insert_with(|| json!([])));
     if let Some(Value::Array(tags)) = tags {
         tags.push(json!({"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "code": "SUBSETTED"}));
     }
@@ -269,10 +277,8 @@ fn included(house: &House, state: &State, view: &View, hits: &[Hit]) -> Vec<Hit>
     let mut add = |ty: &str, id: &str| {
         let known = hits.iter().chain(&found).any(|hit| hit.ty == ty && hit.id == id);
         let Some(resource) = state.store.live(ty, id) else { return };
-        let allowed = view
-            .access
-            .permit(ty, Need::Read)
-            .is_some_and(|permit| permit.admits(&state.store, &house.base, resource));
+        let allowed =
+            view.access.permit(ty, Need::Read).is_some_and(|permit| permit.admits(&state.store, &house.base, resource));
         if !known && allowed {
             found.push(Hit::include(ty, id, resource));
         }

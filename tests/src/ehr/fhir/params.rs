@@ -229,8 +229,7 @@ static DOCUMENTS: [Param; 10] = [
     reference("custodian", &["custodian"]),
 ];
 
-static IMAGING_STUDIES: [Param; 5] =
-    [PATIENT_OF_SUBJECT, SUBJECT, STATUS, ENCOUNTER, date("started", &["started"])];
+static IMAGING_STUDIES: [Param; 5] = [PATIENT_OF_SUBJECT, SUBJECT, STATUS, ENCOUNTER, date("started", &["started"])];
 
 static ANSWERS: [Param; 6] = [
     PATIENT_OF_SUBJECT,
@@ -283,16 +282,43 @@ pub fn find(ty: &str, name: &str) -> Option<&'static Param> {
 /// A search criterion, ready to be held against resources.
 #[derive(Clone, Debug)]
 pub enum Test {
-    Token { paths: &'static [&'static str], wanted: Vec<Wanted>, not: bool },
-    Text { paths: &'static [&'static str], wanted: Vec<String>, how: How },
-    Date { paths: &'static [&'static str], wanted: Vec<(Prefix, Range)> },
+    Token {
+        paths: &'static [&'static str],
+        wanted: Vec<Wanted>,
+        not: bool,
+    },
+    Text {
+        paths: &'static [&'static str],
+        wanted: Vec<String>,
+        how: How,
+    },
+    Date {
+        paths: &'static [&'static str],
+        wanted: Vec<(Prefix, Range)>,
+    },
     Updated(Vec<(Prefix, Range)>),
-    Reference { paths: &'static [&'static str], wanted: Vec<(Option<String>, String)> },
-    Missing { paths: &'static [&'static str], missing: bool },
+    Reference {
+        paths: &'static [&'static str],
+        wanted: Vec<(Option<String>, String)>,
+    },
+    Missing {
+        paths: &'static [&'static str],
+        missing: bool,
+    },
     /// `subject:Patient.family=…`
-    Chain { paths: &'static [&'static str], ty: Option<String>, name: String, value: String },
+    Chain {
+        paths: &'static [&'static str],
+        ty: Option<String>,
+        name: String,
+        value: String,
+    },
     /// `_has:Observation:patient:code=…`
-    Has { ty: String, through: &'static [&'static str], name: String, value: String },
+    Has {
+        ty: String,
+        through: &'static [&'static str],
+        name: String,
+        value: String,
+    },
 }
 
 /// `code`, `system|code`, `system|` or `|code`.
@@ -317,6 +343,10 @@ pub enum Bad {
 
 /// Reads `name[:modifier]=value` for a type.
 pub fn compile(base: &str, ty: &str, name: &str, value: &str) -> Result<Test, Bad> {
+    // Each step of a chain can fan out; no app needs more of them.
+    if name.matches('.').count() > 3 || name.matches("_has:").count() > 2 {
+        return Err(Bad::Value("the chain is too long".to_owned()));
+    }
     if let Some(rest) = name.strip_prefix("_has:") {
         return has(rest, value);
     }
@@ -348,7 +378,9 @@ pub fn compile(base: &str, ty: &str, name: &str, value: &str) -> Result<Test, Ba
             let wanted = alternatives(value)
                 .map(|text| {
                     let (prefix, rest) = Prefix::split(&text);
-                    date::parse(rest).map(|range| (prefix, range)).ok_or_else(|| Bad::Value(format!("{name} is no date")))
+                    date::parse(rest)
+                        .map(|range| (prefix, range))
+                        .ok_or_else(|| Bad::Value(format!("{name} is no date")))
                 })
                 .collect::<Result<_, _>>()?;
             Ok(if name == "_lastUpdated" { Test::Updated(wanted) } else { Test::Date { paths, wanted } })
@@ -361,7 +393,10 @@ pub fn compile(base: &str, ty: &str, name: &str, value: &str) -> Result<Test, Ba
                 Some(ty) => Some(ty.to_owned()),
                 None => (name == "patient").then(|| "Patient".to_owned()),
             };
-            Ok(Test::Reference { paths, wanted: alternatives(value).map(|text| target(base, &text, ty.as_deref())).collect() })
+            Ok(Test::Reference {
+                paths,
+                wanted: alternatives(value).map(|text| target(base, &text, ty.as_deref())).collect(),
+            })
         }
         (_, Some(modifier)) => Err(Bad::Value(format!("{name} has no modifier {modifier}"))),
     }
@@ -399,10 +434,9 @@ pub fn alternatives(value: &str) -> impl Iterator<Item = String> {
 fn wanted(text: String) -> Wanted {
     match text.split_once('|') {
         None => Wanted { system: None, code: Some(text) },
-        Some((system, code)) => Wanted {
-            system: Some(system.to_owned()),
-            code: (!code.is_empty()).then(|| code.to_owned()),
-        },
+        Some((system, code)) => {
+            Wanted { system: Some(system.to_owned()), code: (!code.is_empty()).then(|| code.to_owned()) }
+        }
     }
 }
 

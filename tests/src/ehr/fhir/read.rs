@@ -102,7 +102,8 @@ fn present(house: &House, asked: &Asked, rule: &TypeRule, id: &str, version: &Ve
         let reply = Reply::new(StatusCode::OK, Body::Other(Some(content_type), bytes));
         return Ok(versioned(house, reply, version));
     }
-    let control = |name: &str| asked.pairs.iter().find(|(key, _)| plain && key == name).map(|(_, value)| value.as_str());
+    let control =
+        |name: &str| asked.pairs.iter().find(|(key, _)| plain && key == name).map(|(_, value)| value.as_str());
     let elements: Vec<String> = control("_elements").into_iter().flat_map(super::params::alternatives).collect();
     let shaped = paging::shape(resource, control("_summary"), &elements);
     Ok(versioned(house, Reply::fhir(StatusCode::OK, shaped), version))

@@ -68,7 +68,7 @@ impl Reply {
 }
 
 pub fn outcome(issues: Vec<Value>) -> Value {
-    json!({"resourceType": "OperationOutcome", "issue": issues})
+    json!({"resourceType": "OperationOutcome", "issue": Value::from(issues)})
 }
 
 /// A plain issue, as a server without a code system of its own writes it.

@@ -134,7 +134,9 @@ pub fn find(
     let mut hits: Vec<Hit> = state
         .store
         .all(&question.ty)
-        .filter(|(id, _, _)| house.vendor != Vendor::Oracle || question.ty != "Patient" || state.store.merged_into(id).is_none())
+        .filter(|(id, _, _)| {
+            house.vendor != Vendor::Oracle || question.ty != "Patient" || state.store.merged_into(id).is_none()
+        })
         .filter(|(_, version, resource)| {
             tests.iter().all(|test| matcher.holds(test, &question.ty, resource, Some(version.modified)))
         })
@@ -168,7 +170,11 @@ fn pairs(house: &House, asked: &Asked) -> Result<Vec<(String, String)>, Fault> {
     Ok(match house.vendor {
         // Until February 2026 the body was void when there was a query, since then the query is.
         Vendor::Epic if !body.is_empty() && !asked.pairs.is_empty() => {
-            if house.strict { asked.pairs.clone() } else { body }
+            if house.strict {
+                asked.pairs.clone()
+            } else {
+                body
+            }
         }
         _ => asked.pairs.iter().cloned().chain(body).collect(),
     })
@@ -188,16 +194,17 @@ pub fn read(house: &House, rule: &TypeRule, pairs: Vec<(String, String)>) -> Res
                 continue;
             }
             "_count" if known => {
-                let count = value.parse::<usize>().map_err(|_| Fault::Parameter {
-                    name: name.clone(),
-                    reason: "_count takes a number".to_owned(),
-                })?;
+                let count = value
+                    .parse::<usize>()
+                    .map_err(|_| Fault::Parameter { name: name.clone(), reason: "_count takes a number".to_owned() })?;
                 question.count = Some(count);
             }
-            "_sort" if known => question.sort.extend(params::alternatives(&value).map(|text| match text.strip_prefix('-') {
-                Some(rest) => (rest.to_owned(), true),
-                None => (text, false),
-            })),
+            "_sort" if known => {
+                question.sort.extend(params::alternatives(&value).map(|text| match text.strip_prefix('-') {
+                    Some(rest) => (rest.to_owned(), true),
+                    None => (text, false),
+                }))
+            }
             "_include" if known => question.includes.push(value.clone()),
             "_revinclude" if known => question.revincludes.push(value.clone()),
             "_summary" if known => question.summary = Some(value.clone()),
@@ -269,9 +276,8 @@ impl Matcher<'_> {
             Test::Token { paths, wanted, not } => {
                 values(resource, paths).any(|value| wanted.iter().any(|wanted| token(value, wanted))) != *not
             }
-            Test::Text { paths, wanted, how } => values(resource, paths).any(|value| {
-                words(value).iter().any(|word| wanted.iter().any(|wanted| says(word, wanted, *how)))
-            }),
+            Test::Text { paths, wanted, how } => values(resource, paths)
+                .any(|value| words(value).iter().any(|word| wanted.iter().any(|wanted| says(word, wanted, *how)))),
             Test::Date { paths, wanted } => values(resource, paths)
                 .filter_map(params::range)
                 .any(|range| wanted.iter().any(|(prefix, value)| prefix.holds(*value, range))),
@@ -382,7 +388,9 @@ fn rank(ty: &str, name: &str, hit: &Hit) -> (i64, String) {
             let Some(param) = params::find(ty, name) else { return (0, String::new()) };
             let mut found = values(&hit.resource, param.paths);
             match param.kind {
-                Kind::Date => (found.filter_map(params::range).map(|range| range.from).min().unwrap_or(i64::MIN), String::new()),
+                Kind::Date => {
+                    (found.filter_map(params::range).map(|range| range.from).min().unwrap_or(i64::MIN), String::new())
+                }
                 _ => (0, found.next().map(|value| words(value).join(" ")).unwrap_or_default()),
             }
         }

@@ -4,14 +4,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
 use super::{complete, set};
-use crate::ehr::fhir::{
-    Asked, House,
-    catalog::TypeRule,
-    fault::Fault,
-    ids::PRACTICE,
-    reply::Reply,
-    search::Question,
-};
+use crate::ehr::fhir::{Asked, House, catalog::TypeRule, fault::Fault, ids::PRACTICE, reply::Reply, search::Question};
 
 const PRACTICE_PREFIX: &str = "Organization/a-1.Practice-";
 
@@ -38,11 +31,7 @@ pub fn practice(asked: &Asked) -> Result<(), Fault> {
 
 pub fn examine(house: &House, rule: &TypeRule, question: &Question) -> Result<(), Fault> {
     let needs = if house.strict && rule.name == "MedicationRequest" { WITH_INTENT } else { rule.needs };
-    if complete(question, needs) {
-        Ok(())
-    } else {
-        Err(Fault::Needs { ty: rule.name.to_owned(), combinations: needs })
-    }
+    if complete(question, needs) { Ok(()) } else { Err(Fault::Needs { ty: rule.name.to_owned(), combinations: needs }) }
 }
 
 pub fn fault(fault: &Fault) -> Reply {
@@ -53,12 +42,14 @@ pub fn fault(fault: &Fault) -> Reply {
             vec![json!({"details": {"text": "Invalid Access Token"}, "severity": "fatal", "code": "login"})],
         )
         .with("www-authenticate", "Bearer error=\"invalid_token\""),
-        Fault::NoScope(ty) | Fault::Hidden { ty, .. } => forbidden("Invalid Token Scope", &[ty.clone()]),
+        Fault::NoScope(ty) | Fault::Hidden { ty, .. } => forbidden("Invalid Token Scope", std::slice::from_ref(ty)),
         Fault::Refused => forbidden("Invalid Token Scope", &["patient".to_owned()]),
         Fault::OtherPractice => forbidden("Invalid Token Scope", &["ah-practice".to_owned()]),
         Fault::Practice(reason) => Reply::outcome(
             StatusCode::BAD_REQUEST,
-            vec![json!({"details": {"text": reason}, "expression": ["ah-practice"], "severity": "fatal", "code": "required"})],
+            vec![
+                json!({"details": {"text": reason}, "expression": ["ah-practice"], "severity": "fatal", "code": "required"}),
+            ],
         ),
         // A string where JSON was promised.
         Fault::UnknownPath | Fault::UnknownType(_) | Fault::Unsupported(_) => Reply::text(

@@ -9,8 +9,12 @@ use crate::ehr::fhir::{
 
 pub fn fault(fault: &Fault) -> Reply {
     let (status, code, text) = match fault {
-        Fault::NoToken | Fault::BadToken => (StatusCode::UNAUTHORIZED, "login", "a live access token is needed".to_owned()),
-        Fault::NoScope(ty) => (StatusCode::FORBIDDEN, "forbidden", format!("the token's scopes do not cover this use of {ty}")),
+        Fault::NoToken | Fault::BadToken => {
+            (StatusCode::UNAUTHORIZED, "login", "a live access token is needed".to_owned())
+        }
+        Fault::NoScope(ty) => {
+            (StatusCode::FORBIDDEN, "forbidden", format!("the token's scopes do not cover this use of {ty}"))
+        }
         Fault::Refused | Fault::OtherPractice => {
             (StatusCode::FORBIDDEN, "forbidden", "the request reaches beyond the token's grant".to_owned())
         }
@@ -20,7 +24,9 @@ pub fn fault(fault: &Fault) -> Reply {
         }
         Fault::UnknownPath => (StatusCode::NOT_FOUND, "not-found", "no such place".to_owned()),
         Fault::UnknownType(ty) => (StatusCode::NOT_FOUND, "not-supported", format!("type {ty} is not supported")),
-        Fault::Unsupported(what) => (StatusCode::METHOD_NOT_ALLOWED, "not-supported", format!("{what} is not supported")),
+        Fault::Unsupported(what) => {
+            (StatusCode::METHOD_NOT_ALLOWED, "not-supported", format!("{what} is not supported"))
+        }
         Fault::Gone { ty, id } => (StatusCode::GONE, "deleted", format!("{ty}/{id} was deleted")),
         Fault::Merged { into } => (StatusCode::GONE, "deleted", format!("merged into Patient/{into}")),
         Fault::Unacceptable => (StatusCode::NOT_ACCEPTABLE, "not-supported", "only FHIR JSON is served".to_owned()),

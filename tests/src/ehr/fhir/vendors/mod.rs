@@ -83,7 +83,8 @@ const fn most_patients(vendor: Vendor) -> usize {
 /// Refuses a search that names too many patients.
 pub fn named(house: &House, question: &Question) -> Result<(), Fault> {
     let names: &[&str] = if question.ty == "Patient" { &["_id"] } else { &["patient", "subject"] };
-    let count: usize = names.iter().flat_map(|name| question.values(name)).map(|value| params::alternatives(value).count()).sum();
+    let count: usize =
+        names.iter().flat_map(|name| question.values(name)).map(|value| params::alternatives(value).count()).sum();
     if count > most_patients(house.vendor) { Err(Fault::TooMany) } else { Ok(()) }
 }
 
@@ -125,8 +126,12 @@ pub fn accepts_json(asked: &Asked) -> bool {
         return is_json(format);
     }
     let accepted = asked.headers.get_all(header::ACCEPT);
-    let mut ranges =
-        accepted.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim).peekable();
+    let mut ranges = accepted
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .peekable();
     if ranges.peek().is_none() {
         return true;
     }
@@ -141,14 +146,17 @@ pub fn accepts_json(asked: &Asked) -> bool {
 pub fn asks_for_json(asked: &Asked) -> bool {
     let format = asked.pairs.iter().find(|(name, _)| name == "_format").map(|(_, format)| format.as_str());
     let accept = asked.header(header::ACCEPT.as_str());
-    format.or(accept).is_some_and(|text| {
-        text.split(',').any(|range| is_json(range.split(';').next().unwrap_or_default().trim()))
-    })
+    format
+        .or(accept)
+        .is_some_and(|text| text.split(',').any(|range| is_json(range.split(';').next().unwrap_or_default().trim())))
 }
 
 fn is_json(media: &str) -> bool {
     // A plus that a client did not encode arrives as a blank.
-    matches!(media.replace(' ', "+").as_str(), "json" | "text/json" | "application/json" | "application/fhir+json" | "application/json+fhir")
+    matches!(
+        media.replace(' ', "+").as_str(),
+        "json" | "text/json" | "application/json" | "application/fhir+json" | "application/json+fhir"
+    )
 }
 
 /// The whole answer, in the headers that this vendor's answers wear.
@@ -173,7 +181,9 @@ pub fn dress(house: &House, state: &mut State, asked: &Asked, reply: Reply) -> F
         Vendor::Epic => epic::headers(&mut headers),
         Vendor::Oracle => oracle::headers(&mut headers, serial),
         Vendor::Athena => athena::headers(&mut headers, serial),
-        Vendor::AthenaPractice => set(&mut headers, "x-powered-by", "HAPI FHIR 7.4.0 REST Server (FHIR Server; FHIR 4.0.1/R4)"),
+        Vendor::AthenaPractice => {
+            set(&mut headers, "x-powered-by", "HAPI FHIR 7.4.0 REST Server (FHIR Server; FHIR 4.0.1/R4)")
+        }
         Vendor::Generic => set(&mut headers, "x-request-id", &format!("generic-{serial}")),
     }
     if !reply.cors {

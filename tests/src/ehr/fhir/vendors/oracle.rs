@@ -5,13 +5,7 @@ use serde_json::json;
 
 use super::{complete, named, set};
 use crate::ehr::fhir::{
-    Asked, House,
-    access::Need,
-    catalog::TypeRule,
-    date::Prefix,
-    fault::Fault,
-    ids, params,
-    reply::Reply,
+    Asked, House, access::Need, catalog::TypeRule, date::Prefix, fault::Fault, ids, params, reply::Reply,
     search::Question,
 };
 
@@ -97,7 +91,9 @@ pub fn fault(house: &House, fault: &Fault) -> Reply {
         Fault::MatchWanted => Reply::empty(StatusCode::PRECONDITION_FAILED),
         Fault::ModifierExtension(ty) => Reply::outcome(
             StatusCode::UNPROCESSABLE_ENTITY,
-            vec![json!({"severity": "error", "code": "extension", "location": [format!("/f:{ty}/f:modifierExtension")]})],
+            vec![
+                json!({"severity": "error", "code": "extension", "location": [format!("/f:{ty}/f:modifierExtension")]}),
+            ],
         ),
         // A bad record, though it is the server that says it failed: trying again is useless.
         Fault::Required { ty, element } => Reply::outcome(
@@ -124,7 +120,11 @@ pub const fn media(serial: u64) -> &'static str {
 pub fn headers(headers: &mut HeaderMap, serial: u64) {
     let id = ids::uuid(&format!("oracle/{serial}"));
     set(headers, "access-control-allow-origin", "*");
-    set(headers, "access-control-expose-headers", "ETag, Content-Location, Location, X-Request-Id, WWW-Authenticate, Date");
+    set(
+        headers,
+        "access-control-expose-headers",
+        "ETag, Content-Location, Location, X-Request-Id, WWW-Authenticate, Date",
+    );
     set(headers, "cache-control", "no-cache");
     set(headers, "vary", "Origin,User-Agent,Accept-Encoding");
     set(headers, "x-request-id", &id);

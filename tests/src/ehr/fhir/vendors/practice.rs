@@ -4,8 +4,7 @@ use http::StatusCode;
 use serde_json::json;
 
 use crate::ehr::fhir::{
-    House,
-    catalog,
+    House, catalog,
     fault::Fault,
     reply::{self, Reply},
 };
@@ -16,10 +15,13 @@ pub fn fault(house: &House, fault: &Fault) -> Reply {
         Fault::NoScope(_) | Fault::Hidden { .. } | Fault::Refused => {
             Reply::outcome(StatusCode::FORBIDDEN, vec![reply::issue("error", "processing", "Not authorized")])
         }
-        Fault::NotFound { ty, id } => hapi(StatusCode::NOT_FOUND, &format!("HAPI-2001: Resource {ty}/{id} is not known")),
+        Fault::NotFound { ty, id } => {
+            hapi(StatusCode::NOT_FOUND, &format!("HAPI-2001: Resource {ty}/{id} is not known"))
+        }
         Fault::UnknownType(ty) => {
             let known: Vec<&str> = catalog::rules(house.vendor).iter().map(|rule| rule.name).collect();
-            let text = format!("HAPI-0302: Unknown resource type '{ty}' - Server knows how to handle: [{}]", known.join(", "));
+            let text =
+                format!("HAPI-0302: Unknown resource type '{ty}' - Server knows how to handle: [{}]", known.join(", "));
             hapi(StatusCode::NOT_FOUND, &text)
         }
         Fault::UnknownParameters { method, ty, names } => {
