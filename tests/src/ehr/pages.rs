@@ -22,12 +22,8 @@ pub struct Home<'a> {
     pub user: &'a User,
     pub apps: Vec<Client>,
     pub patient: Option<&'a PatientSummary>,
-    pub encounters: Vec<Encounter>,
-}
-
-pub struct Encounter {
-    pub id: String,
-    pub text: String,
+    /// Ids, the latest first.
+    pub encounters: Vec<String>,
 }
 
 pub fn sign_in(server: &AuthServer, transaction: &str, client: &Client, fault: Option<&str>) -> String {
@@ -178,14 +174,15 @@ pub fn home(server: &AuthServer, home: &Home<'_>) -> String {
     layout(server, "Start", &html)
 }
 
-fn encounters(client_id: &str, encounters: &[Encounter]) -> String {
+fn encounters(client_id: &str, encounters: &[String]) -> String {
     let id = text(client_id);
     let mut html = format!(
         r#"<label for="encounter-{id}">Encounter</label><select id="encounter-{id}" name="encounter"><option value="">none</option>"#
     );
-    for (at, encounter) in encounters.iter().enumerate() {
-        let selected = if at == 0 { " selected" } else { "" };
-        let _ = write!(html, r#"<option value="{}"{selected}>{}</option>"#, text(&encounter.id), text(&encounter.text));
+    for (at, encounter) in encounters.iter().take(LISTED).enumerate() {
+        let (selected, latest) = if at == 0 { (" selected", "latest: ") } else { ("", "") };
+        let id = text(encounter);
+        let _ = write!(html, r#"<option value="{id}"{selected}>{latest}{id}</option>"#);
     }
     html.push_str("</select>");
     html

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
 
 use anyhow::{Context, Result};
 use http::{
-    HeaderValue, Method, StatusCode,
+    Method, StatusCode,
     header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, HOST, RETRY_AFTER},
 };
 use serde::Deserialize;
@@ -178,14 +178,14 @@ impl Simulator {
     pub async fn serve(&self, parts: http::request::Parts, body: bytes::Bytes) -> Outcome {
         let name = parts.headers.get(HOST).and_then(|value| value.to_str().ok());
         let host = self.auth.places.host(name);
-        let call = Call {
+        let mut call = Call {
             method: parts.method,
             host,
             path: parts.uri.path().to_owned(),
             query: parts.uri.query().map(str::to_owned),
             headers: parts.headers,
             body,
-            now: self.now(),
+            now: 0,
         };
         let endpoint = self.auth.places.route(host, &call.path);
         if let Endpoint::Control(what) = endpoint {
@@ -212,9 +212,23 @@ impl Simulator {
                 other => instead = Some(other),
             }
         }
+        call.now = self.now();
+        let endpoint = self.auth.places.route(host, &call.path);
         match instead {
-            Some(fault) => Outcome::Answer(self.fault_answer(&call, &fault)),
+            Some(fault) => {
+                self.count_instead(&call, endpoint);
+                Outcome::Answer(self.fault_answer(&call, &fault))
+            }
             None => end(self.answer(&call, endpoint).await),
+        }
+    }
+
+    /// The FHIR half counts what it hears of; the rest is counted here.
+    fn count_instead(&self, call: &Call, endpoint: Endpoint<'_>) {
+        match endpoint {
+            Endpoint::Fhir(..) => self.counters.count(self.name(call, endpoint)),
+            Endpoint::Metadata(_) => self.counters.count(format!("fhir:{} metadata", call.method)),
+            _ => {}
         }
     }
 
@@ -245,7 +259,7 @@ impl Simulator {
             return self.preflight(call, endpoint);
         }
         match endpoint {
-            Endpoint::Discovery(base) => auth.smart_configuration(call, base),
+            Endpoint::Discovery(base) => auth.smart_configuration(call, base).unwrap_or_else(|| self.elsewhere(call)),
             Endpoint::Metadata(base) => auth.with_security(call, base, self.ask_fhir(call, base, "/metadata")),
             Endpoint::Fhir(base, rest) => self.limited_fhir(call, base, rest),
             Endpoint::Authorize(profile, persona) => auth.authorize(call, profile, persona),
@@ -265,7 +279,7 @@ impl Simulator {
             Endpoint::Home => self.home(call),
             Endpoint::Portal => self.portal(call),
             Endpoint::Launch => self.open_app(call),
-            Endpoint::Control(_) | Endpoint::Unknown => auth.unknown_path(),
+            Endpoint::Control(_) | Endpoint::Unknown => self.elsewhere(call),
         }
     }
 
@@ -286,6 +300,7 @@ impl Simulator {
     fn limited_fhir(&self, call: &Call, base: Base, rest: &str) -> Reply {
         let calls = self.fhir_calls.load(Relaxed);
         if self.auth.rules.vendor == Vendor::AthenaPractice && calls > PRACTICE_CALLS_AT_ONCE {
+            self.count_instead(call, Endpoint::Fhir(base, rest));
             return reply(StatusCode::TOO_MANY_REQUESTS, "text/plain", "System Rate Limit Exceeded");
         }
         self.ask_fhir(call, base, rest)
@@ -301,15 +316,12 @@ impl Simulator {
         // A token opens the base that it was issued for, and no other.
         let token = call.bearer().and_then(|bearer| self.auth.facts(bearer, call.now));
         let token = token.filter(|(issued_for, _)| *issued_for == base).map(|(_, facts)| facts);
-        self.fhir(base.host).handle(FhirCall {
-            method: call.method.clone(),
-            path: rest.to_owned(),
-            query: call.query.clone(),
-            headers: call.headers.clone(),
-            body: call.body.clone(),
-            token,
-            now: call.now,
-        })
+        self.fhir(base.host).handle(fhir_call(call, rest, token))
+    }
+
+    /// Where this vendor has nothing.
+    fn elsewhere(&self, call: &Call) -> Reply {
+        self.fhir(call.host).elsewhere(fhir_call(call, &call.path, None))
     }
 
     fn signed_in(&self, call: &Call) -> Option<User> {
@@ -324,48 +336,8 @@ impl Simulator {
         let chosen = form.get("patient");
         let patient = self.auth.patients().iter().find(|patient| Some(patient.id.as_str()) == chosen);
         let apps = self.auth.state().clients.values().filter(|client| client.launch_url.is_some()).cloned().collect();
-        let encounters = patient.map(|patient| self.encounters(call, &patient.id)).unwrap_or_default();
+        let encounters = patient.map(|patient| self.main.encounters(&patient.id)).unwrap_or_default();
         page(StatusCode::OK, pages::home(&self.auth, &pages::Home { user: &user, apps, patient, encounters }))
-    }
-
-    /// The newest encounters of a patient, as the FHIR half has them.
-    fn encounters(&self, call: &Call, patient: &str) -> Vec<pages::Encounter> {
-        let practice = match self.auth.rules.vendor {
-            Vendor::Athena => format!("&ah-practice=Organization/{}", crate::ehr::auth::ATHENA_PRACTICE),
-            _ => String::new(),
-        };
-        let mut headers = http::HeaderMap::new();
-        headers.insert(http::header::ACCEPT, HeaderValue::from_static("application/fhir+json"));
-        let answer = self.main.handle(FhirCall {
-            method: Method::GET,
-            path: "/Encounter".into(),
-            query: Some(format!("patient={patient}{practice}")),
-            headers,
-            body: bytes::Bytes::new(),
-            token: Some(TokenFacts {
-                scopes: vec!["user/Encounter.read".into(), "user/Encounter.rs".into()],
-                tenant: self.auth.tenant(),
-                ..TokenFacts::default()
-            }),
-            now: call.now,
-        });
-        let bundle: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
-        let entries = bundle.get("entry").and_then(Value::as_array);
-        let mut found: Vec<pages::Encounter> = entries
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.get("resource"))
-            .filter(|resource| resource.get("resourceType").and_then(Value::as_str) == Some("Encounter"))
-            .filter_map(|encounter| {
-                let id = encounter.get("id")?.as_str()?.to_owned();
-                let start = encounter.pointer("/period/start").and_then(Value::as_str).unwrap_or("no date");
-                let kind = encounter.pointer("/type/0/text").and_then(Value::as_str).unwrap_or("Encounter");
-                Some(pages::Encounter { text: format!("{} · {kind}", start.get(..10).unwrap_or(start)), id })
-            })
-            .collect();
-        found.sort_by(|one, other| other.text.cmp(&one.text));
-        found.truncate(20);
-        found
     }
 
     /// From the home page's form: the app at the top, or inside the EHR's page.
@@ -409,6 +381,18 @@ impl Simulator {
         let client = self.auth.state().clients.get(&order.client_id).cloned();
         let launch = self.launch(&order)?;
         Ok((client.context("no such app")?, launch.url.context("the app has no launch URL")?))
+    }
+}
+
+fn fhir_call(call: &Call, path: &str, token: Option<TokenFacts>) -> FhirCall {
+    FhirCall {
+        method: call.method.clone(),
+        path: path.to_owned(),
+        query: call.query.clone(),
+        headers: call.headers.clone(),
+        body: call.body.clone(),
+        token,
+        now: call.now,
     }
 }
 

@@ -92,7 +92,7 @@ impl AuthServer {
         };
         if request.launch.is_some() {
             // The clinician is signed in already, and the EHR's administrators have consented.
-            return self.send_code(request);
+            return self.send_code(request, call.now);
         }
         let transaction = random::<24>();
         self.state().requests.insert(transaction.clone(), request);

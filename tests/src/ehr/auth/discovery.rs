@@ -11,7 +11,7 @@ use crate::ehr::{
         places::{Base, Host, Profile},
     },
     contract::{FhirAnswer, Vendor},
-    web::{Call, Reply, any_origin, json, reply},
+    web::{Call, Reply, any_origin, json},
 };
 
 /// What Oracle and others list; enough types to see that scopes are listed one by one.
@@ -31,11 +31,10 @@ const LISTED: [&str; 12] = [
 ];
 
 impl AuthServer {
-    pub fn smart_configuration(&self, call: &Call, base: Base) -> Reply {
-        if !self.rules.smart_configuration {
-            return self.unknown_path();
-        }
-        any_origin(json(StatusCode::OK, &self.smart_document(call, base)))
+    /// None where the vendor has no such document.
+    pub fn smart_configuration(&self, call: &Call, base: Base) -> Option<Reply> {
+        let served = self.rules.smart_configuration;
+        served.then(|| any_origin(json(StatusCode::OK, &self.smart_document(call, base))))
     }
 
     fn smart_document(&self, call: &Call, base: Base) -> Value {
@@ -183,9 +182,6 @@ impl AuthServer {
                     rest.insert("security".into(), security.clone());
                 }
             }
-            if self.rules.vendor == Vendor::Epic && wants_nothing(call) {
-                return reply(StatusCode::OK, "application/fhir+xml; charset=utf-8", self.xml_statement(&uris));
-            }
             *answer.body_mut() = Bytes::from(statement.to_string());
         } else if kind.contains("xml") {
             let mode = r#"<mode value="server"/>"#;
@@ -225,13 +221,6 @@ impl AuthServer {
             json!([right])
         };
         json!({"extension": extensions, "cors": true, "service": [{"coding": [{"system": SECURITY_SERVICE, "code": "SMART-on-FHIR"}]}]})
-    }
-
-    fn xml_statement(&self, uris: &[(&'static str, String)]) -> String {
-        format!(
-            r#"<CapabilityStatement xmlns="http://hl7.org/fhir"><status value="active"/><kind value="instance"/><fhirVersion value="4.0.1"/><format value="xml"/><format value="json"/><rest><mode value="server"/>{}</rest></CapabilityStatement>"#,
-            xml_security(uris)
-        )
     }
 }
 
@@ -273,12 +262,6 @@ fn epic_grants() -> Value {
         "urn:ietf:params:oauth:grant-type:jwt-bearer",
         "urn:ietf:params:oauth:grant-type:token-exchange"
     ])
-}
-
-/// Neither `Accept` (or any type) nor `_format`.
-fn wants_nothing(call: &Call) -> bool {
-    let any = call.header(http::header::ACCEPT).is_none_or(|accept| accept.trim() == "*/*");
-    any && !call.query.as_deref().is_some_and(|query| query.contains("_format="))
 }
 
 fn xml_security(uris: &[(&'static str, String)]) -> String {

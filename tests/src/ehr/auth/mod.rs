@@ -13,7 +13,6 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -21,7 +20,6 @@ use crate::ehr::{
     contract::{TokenFacts, Vendor},
     fhir::{PatientSummary, PersonSummary},
     jwt::SigningKey,
-    web::{Reply, page, reply},
 };
 use client::{Client, Persona};
 use fetch::Fetcher;
@@ -236,19 +234,6 @@ impl AuthServer {
     /// True every other time.
     fn by_turns(&self) -> bool {
         self.turn.fetch_add(1, Relaxed).is_multiple_of(2)
-    }
-
-    pub fn unknown_path(&self) -> Reply {
-        match self.rules.vendor {
-            // Bare text under a JSON content type, as recorded.
-            Vendor::Athena => reply(
-                StatusCode::NOT_FOUND,
-                "application/json; charset=utf-8",
-                "Service not registered with API gateway.",
-            ),
-            Vendor::Oracle => crate::ehr::web::empty(StatusCode::NOT_FOUND),
-            _ => page(StatusCode::NOT_FOUND, "<!doctype html><title>Not found</title><p>There is nothing here.".into()),
-        }
     }
 }
 

@@ -109,11 +109,11 @@ impl AuthServer {
         if self.state().requests.remove(&transaction).is_none() {
             return self.lost();
         }
-        self.send_code(request)
+        self.send_code(request, call.now)
     }
 
     /// Back to the app, with a code that is good once.
-    pub fn send_code(&self, mut request: Request) -> Reply {
+    pub fn send_code(&self, mut request: Request, now: i64) -> Reply {
         request.scopes = settle(&request.scopes, request.patient.as_deref());
         let code = if self.rules.vendor == Vendor::Epic && self.by_turns() {
             // Epic's codes may be long, and look like JWTs.
@@ -128,7 +128,7 @@ impl AuthServer {
             pairs.push(("iss", &issuer));
         }
         let to = with_query(&request.redirect_uri, &pairs);
-        request.until = request.until.max(PATIENCE);
+        request.until = now + PATIENCE;
         let code_record = Code { request, used: None };
         self.state().codes.insert(code, code_record);
         redirect(StatusCode::FOUND, &to)
