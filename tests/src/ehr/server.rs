@@ -83,7 +83,8 @@ impl Options {
             "false" | "off" | "no" => Ok(false),
             other => bail!("switch {name}: given {other:?}, expected true or false"),
         };
-        let number = || value.parse::<u64>().with_context(|| format!("switch {name}: given {value:?}, expected a number"));
+        let number =
+            || value.parse::<u64>().with_context(|| format!("switch {name}: given {value:?}, expected a number"));
         let switches = &mut self.switches;
         match name {
             "access_lifetime" => switches.access_lifetime = Some(number()?),
@@ -178,7 +179,8 @@ pub async fn start(options: Options) -> Result<Running> {
         origin: origin.clone(),
         switches: options.switches.clone(),
     };
-    let ehr = Simulator::new(&behaviour, options.patient_origin.clone(), options.fhir_user_fails, options.ca.as_deref())?;
+    let ehr =
+        Simulator::new(&behaviour, options.patient_origin.clone(), options.fhir_user_fails, options.ca.as_deref())?;
     for client in options.clients {
         ehr.auth.register(client)?;
     }

@@ -72,11 +72,17 @@ pub struct Launch {
 
 impl Simulator {
     /// `patients`: Oracle's origin for patients; none: derived.
-    pub fn new(behaviour: &Behaviour, patients: Option<String>, fhir_user_fails: bool, ca: Option<&[u8]>) -> Result<Self> {
+    pub fn new(
+        behaviour: &Behaviour,
+        patients: Option<String>,
+        fhir_user_fails: bool,
+        ca: Option<&[u8]>,
+    ) -> Result<Self> {
         let counters = Counters::default();
         let main = FhirServer::new(behaviour.clone(), counters.clone())?;
         let rules = Rules::new(behaviour, fhir_user_fails);
-        let places = Places::new(behaviour.vendor, behaviour.strict, &behaviour.origin, patients, &main.fhir_base_path());
+        let places =
+            Places::new(behaviour.vendor, behaviour.strict, &behaviour.origin, patients, &main.fhir_base_path());
         let patients = if behaviour.vendor == Vendor::Oracle {
             let origin = places.origin(Host::Patients).to_owned();
             Some(FhirServer::new(Behaviour { origin, ..behaviour.clone() }, counters.clone())?)

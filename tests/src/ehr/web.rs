@@ -41,14 +41,19 @@ impl Call {
 
     pub fn cookie(&self, name: &str) -> Option<String> {
         let found = |text: &str| {
-            cookie::Cookie::split_parse(text.to_owned()).flatten().find(|c| c.name() == name).map(|c| c.value().to_owned())
+            cookie::Cookie::split_parse(text.to_owned())
+                .flatten()
+                .find(|c| c.name() == name)
+                .map(|c| c.value().to_owned())
         };
         self.headers.get_all(http::header::COOKIE).iter().filter_map(|value| value.to_str().ok()).find_map(found)
     }
 
     pub fn has_form_body(&self) -> bool {
         self.header(CONTENT_TYPE).is_some_and(|kind| {
-            kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded"))
+            kind.split(';')
+                .next()
+                .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded"))
         })
     }
 

@@ -17,8 +17,7 @@ use crate::ehr::{
 };
 
 /// What Epic says to every faulty request.
-pub const EPIC_SENTENCE: &str =
-    "Something went wrong trying to authorize the client. Please try logging in again.";
+pub const EPIC_SENTENCE: &str = "Something went wrong trying to authorize the client. Please try logging in again.";
 
 /// A fault that goes back to the app.
 struct Fault {
@@ -34,7 +33,8 @@ const fn invalid(why: &'static str) -> Fault {
 
 impl AuthServer {
     pub fn authorize(&self, call: &Call, profile: Profile, persona: Option<Persona>) -> Reply {
-        let url_length = self.places.origin(call.host).len() + call.path.len() + call.query.as_ref().map_or(0, String::len);
+        let url_length =
+            self.places.origin(call.host).len() + call.path.len() + call.query.as_ref().map_or(0, String::len);
         if url_length >= self.rules.max_authorize_url {
             self.note("authorize", None, "404", "the URL is too long");
             return empty(StatusCode::NOT_FOUND);
@@ -200,9 +200,8 @@ impl AuthServer {
     /// Once, by the app that was launched, at the base that it was launched from.
     fn redeem_launch(&self, token: &str, client: &Client, base: Base, now: i64) -> Result<LaunchContext, Fault> {
         let found = self.state().launches.remove(token);
-        let fitting = found.filter(|launch| {
-            launch.until > now && launch.client_id == client.client_id && launch.base == base
-        });
+        let fitting =
+            found.filter(|launch| launch.until > now && launch.client_id == client.client_id && launch.base == base);
         fitting.ok_or(Fault {
             error: if self.rules.vendor == Vendor::Epic { "invalid_launch_token" } else { "invalid_request" },
             why: "launch is unknown, used, expired, or another app's or base's",
@@ -216,7 +215,9 @@ impl AuthServer {
             ScopeRefusal::Unticked if self.rules.vendor == Vendor::Athena => {
                 Fault { error: "access_denied", why: ATHENA_POLICY, oracle }
             }
-            ScopeRefusal::Unticked => Fault { error: "invalid_scope", why: "a scope is not ticked or not known", oracle },
+            ScopeRefusal::Unticked => {
+                Fault { error: "invalid_scope", why: "a scope is not ticked or not known", oracle }
+            }
             ScopeRefusal::TooMany => {
                 Fault { error: "invalid_scope", why: "too many scopes", oracle: "grant:too-many-scopes" }
             }
@@ -239,7 +240,9 @@ impl AuthServer {
         self.note("authorize", client.map(|client| client.client_id.as_str()), "page", why);
         let (status, text) = match self.rules.vendor {
             Vendor::Epic => (StatusCode::OK, EPIC_SENTENCE),
-            _ => (StatusCode::BAD_REQUEST, "The app that sent you here is not known to this EHR, or its address is not."),
+            _ => {
+                (StatusCode::BAD_REQUEST, "The app that sent you here is not known to this EHR, or its address is not.")
+            }
         };
         page(status, pages::message(self, "Sign-in is not possible", text))
     }

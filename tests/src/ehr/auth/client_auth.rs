@@ -185,7 +185,11 @@ impl AuthServer {
                 return found;
             }
         }
-        let set = self.fetcher.key_set(url).await.map_err(|fault| format!("the key set {url} could not be read: {fault:#}"))?;
+        let set = self
+            .fetcher
+            .key_set(url)
+            .await
+            .map_err(|fault| format!("the key set {url} could not be read: {fault:#}"))?;
         let found = the_one_key(&set, kid, kty);
         self.key_sets.lock().unwrap_or_else(PoisonError::into_inner).insert(url.clone(), (now, set));
         found

@@ -63,7 +63,8 @@ impl AuthServer {
                 if host == Host::Patients {
                     scopes.push("launch/patient".into());
                 }
-                let contexts: &[&str] = if host == Host::Patients { &["patient"] } else { &["patient", "user", "system"] };
+                let contexts: &[&str] =
+                    if host == Host::Patients { &["patient"] } else { &["patient", "user", "system"] };
                 for (context, kind) in contexts.iter().flat_map(|c| LISTED.iter().map(move |kind| (c, kind))) {
                     if base.legacy {
                         scopes.push(format!("{context}/{}.read", kind.to_ascii_lowercase()));
@@ -95,7 +96,8 @@ impl AuthServer {
                 })
             }
             Vendor::Athena => {
-                let methods = ["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"];
+                let methods =
+                    ["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"];
                 json!({
                     "jwks_uri": jwks,
                     "code_challenge_methods_supported": ["S256"],
@@ -134,9 +136,9 @@ impl AuthServer {
 
     /// An overridden client hears of its own endpoints only if it says who it is.
     fn profile_told(&self, call: &Call) -> Profile {
-        let known = call.header("Epic-Client-ID").is_some_and(|id| {
-            self.state().clients.get(id).is_some_and(|client| client.overridden)
-        });
+        let known = call
+            .header("Epic-Client-ID")
+            .is_some_and(|id| self.state().clients.get(id).is_some_and(|client| client.overridden));
         if self.rules.vendor == Vendor::Epic && known { Profile::Override } else { Profile::Usual }
     }
 
@@ -195,10 +197,8 @@ impl AuthServer {
     fn oauth_uris(&self, call: &Call, base: Base) -> Vec<(&'static str, String)> {
         let (places, host, persona) = (&self.places, base.host, persona_of(base.host));
         let profile = self.profile_told(call);
-        let mut uris = vec![
-            ("authorize", places.authorize(host, profile, persona)),
-            ("token", places.token(host, profile)),
-        ];
+        let mut uris =
+            vec![("authorize", places.authorize(host, profile, persona)), ("token", places.token(host, profile))];
         // Epic answers introspection, but announces it nowhere.
         if self.rules.vendor != Vendor::Epic {
             let others = [

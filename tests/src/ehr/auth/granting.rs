@@ -5,7 +5,7 @@ use crate::ehr::{
         client::Client,
         places::{Base, Host},
         rules::{OddScopes, Rules},
-        scope::{Dialect, Scope},
+        scope::{Dialect, Scope, all_covered},
     },
     contract::Vendor,
 };
@@ -88,9 +88,7 @@ fn fitting(rules: &Rules, client: &Client, base: Base, word: &str) -> Vec<Scope>
     let record = record_dialect(rules, client, base);
     let wrong = match rules.vendor {
         Vendor::Oracle => {
-            resource.kind == "*"
-                || resource.query.is_some()
-                || resource.v1 != (record != Some(Dialect::V2))
+            resource.kind == "*" || resource.query.is_some() || resource.v1 != (record != Some(Dialect::V2))
         }
         Vendor::AthenaPractice if resource.query.is_some() => true,
         _ => !rules.v2_scopes && !resource.v1,
@@ -181,7 +179,8 @@ pub fn spell(rules: &Rules, client: &Client, base: Base, scopes: &[Scope]) -> St
 /// One that was not asked: of the record, else of ours.
 fn one_more(client: &Client, scopes: &[Scope]) -> Scope {
     let context = scopes.iter().find_map(Scope::resource).map_or("patient", |scope| scope.context.as_str());
-    let of_record = client.ticked().into_iter().find(|scope| scope.resource().is_some() && !scopes.contains(scope));
+    let unasked = |scope: &Scope| scope.resource().is_some() && !all_covered(std::slice::from_ref(scope), scopes);
+    let of_record = client.ticked().into_iter().find(unasked);
     of_record
         .or_else(|| Scope::parse(&format!("{context}/BodyStructure.read")))
         .unwrap_or_else(|| Scope::Plain("profile".into()))

@@ -46,7 +46,10 @@ impl AuthServer {
         };
         let state = self.state();
         let told = self.told(&state, token, call.now).filter(|(grant, _, _)| grant.client_id == caller);
-        let body = told.map_or_else(|| json!({"active": false}), |(grant, scopes, until)| self.facts_of(&state, grant, scopes, until));
+        let body = told.map_or_else(
+            || json!({"active": false}),
+            |(grant, scopes, until)| self.facts_of(&state, grant, scopes, until),
+        );
         json_reply(StatusCode::OK, &body)
     }
 
@@ -132,7 +135,10 @@ impl AuthServer {
         }
         let form = call.form();
         let back = form.get("post_logout_redirect_uri").filter(|uri| {
-            self.state().clients.values().any(|client| client.post_logout_redirect_uris.iter().any(|known| known == uri))
+            self.state()
+                .clients
+                .values()
+                .any(|client| client.post_logout_redirect_uris.iter().any(|known| known == uri))
         });
         let answer = match back {
             Some(uri) => {
@@ -171,8 +177,12 @@ impl AuthServer {
         if let Some(id) = chosen.filter(|id| state.grants.get(id).is_some_and(mine)) {
             state.end(id, End::Revoked);
         }
-        let grants: Vec<(u64, String)> =
-            state.grants.iter().filter(|(_, grant)| mine(grant)).map(|(id, grant)| (*id, grant.client_id.clone())).collect();
+        let grants: Vec<(u64, String)> = state
+            .grants
+            .iter()
+            .filter(|(_, grant)| mine(grant))
+            .map(|(id, grant)| (*id, grant.client_id.clone()))
+            .collect();
         drop(state);
         page(StatusCode::OK, pages::manage(self, &call.path, &grants))
     }

@@ -81,7 +81,15 @@ pub struct AuthServer {
     key_sets: Mutex<HashMap<String, (i64, Value)>>,
     /// Seconds; 0: the rules' own.
     lifetime: AtomicU64,
-    turn: AtomicU64,
+    turns: [AtomicU64; 3],
+}
+
+/// What Epic does one way and the other in turn.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    LongCode,
+    JwtToken,
+    LowerCaseBearer,
 }
 
 impl AuthServer {
@@ -120,7 +128,7 @@ impl AuthServer {
             fetcher,
             key_sets: Mutex::default(),
             lifetime: AtomicU64::new(0),
-            turn: AtomicU64::new(0),
+            turns: Default::default(),
         })
     }
 
@@ -232,8 +240,14 @@ impl AuthServer {
     }
 
     /// True every other time.
-    fn by_turns(&self) -> bool {
-        self.turn.fetch_add(1, Relaxed).is_multiple_of(2)
+    fn by_turns(&self, what: Turn) -> bool {
+        let [code, token, bearer] = &self.turns;
+        let turn = match what {
+            Turn::LongCode => code,
+            Turn::JwtToken => token,
+            Turn::LowerCaseBearer => bearer,
+        };
+        turn.fetch_add(1, Relaxed).is_multiple_of(2)
     }
 }
 

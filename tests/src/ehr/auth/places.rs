@@ -2,10 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::ehr::{
-    auth::client::Persona,
-    contract::Vendor,
-};
+use crate::ehr::{auth::client::Persona, contract::Vendor};
 
 /// The name that a request came to. Oracle's patients have a FHIR host of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,8 +114,7 @@ impl Places {
 
     /// Every FHIR base that there is.
     pub fn bases(&self) -> Vec<Base> {
-        let hosts: &[Host] =
-            if self.vendor == Vendor::Oracle { &[Host::Main, Host::Patients] } else { &[Host::Main] };
+        let hosts: &[Host] = if self.vendor == Vendor::Oracle { &[Host::Main, Host::Patients] } else { &[Host::Main] };
         let legacy: &[bool] = if self.vendor == Vendor::Oracle && self.strict { &[false, true] } else { &[false] };
         hosts.iter().flat_map(|host| legacy.iter().map(|legacy| Base { host: *host, legacy: *legacy })).collect()
     }
@@ -298,7 +294,12 @@ impl Places {
             }
             // Of 2024, without `hosts`; it is still served.
             let old = (self.vendor == Vendor::Oracle).then(|| {
-                format!("{}/tenants/{}/protocols/oauth2/profiles/{}/token", self.main, self.tenant, oracle_profile(*profile))
+                format!(
+                    "{}/tenants/{}/protocols/oauth2/profiles/{}/token",
+                    self.main,
+                    self.tenant,
+                    oracle_profile(*profile)
+                )
             });
             if is(Some(self.token(host, *profile))) || is(old) {
                 return Endpoint::Token(*profile);

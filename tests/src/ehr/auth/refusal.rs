@@ -18,7 +18,10 @@ pub enum Refusal {
     InvalidRequest(&'static str),
     InvalidClient(String),
     /// The code, or the refresh token, does not work; the reason is Oracle's word for it.
-    InvalidGrant { oracle: &'static str, why: &'static str },
+    InvalidGrant {
+        oracle: &'static str,
+        why: &'static str,
+    },
     UnauthorizedClient(&'static str),
     UnsupportedGrantType,
     InvalidScope(&'static str),
@@ -83,8 +86,12 @@ impl AuthServer {
             Vendor::Oracle => self.oracle_refusal(call, refusal, client_id, grant),
             Vendor::Athena => {
                 let text = match refusal {
-                    Refusal::InvalidGrant { oracle: Refusal::DEAD_REFRESH, .. } => "The refresh token is invalid or expired.",
-                    Refusal::InvalidScope(_) => "One or more scopes are not configured for the authorization server resource.",
+                    Refusal::InvalidGrant { oracle: Refusal::DEAD_REFRESH, .. } => {
+                        "The refresh token is invalid or expired."
+                    }
+                    Refusal::InvalidScope(_) => {
+                        "One or more scopes are not configured for the authorization server resource."
+                    }
                     Refusal::InvalidClient(_) => "Client authentication failed.",
                     other => other.why(),
                 };
@@ -101,10 +108,9 @@ impl AuthServer {
                     &json!({"expires_in": 0, "error": refusal.error(), "error_description": refusal.why()}),
                 ),
             },
-            Vendor::Generic => json_reply(
-                status(refusal),
-                &json!({"error": refusal.error(), "error_description": refusal.why()}),
-            ),
+            Vendor::Generic => {
+                json_reply(status(refusal), &json!({"error": refusal.error(), "error_description": refusal.why()}))
+            }
         };
         let challenge = basic && answer.status() == StatusCode::UNAUTHORIZED;
         if challenge { with_header(answer, WWW_AUTHENTICATE, r#"Basic realm="token""#) } else { answer }
@@ -163,11 +169,7 @@ impl AuthServer {
                 any_origin(no_store(with_header(answer, correlation, &uuid())))
             }
             // Its token endpoint has no working CORS.
-            Vendor::Athena => with_header(
-                with_header(answer, CACHE_CONTROL, "no-cache, no-store"),
-                PRAGMA,
-                "no-cache",
-            ),
+            Vendor::Athena => with_header(with_header(answer, CACHE_CONTROL, "no-cache, no-store"), PRAGMA, "no-cache"),
             Vendor::AthenaPractice => no_store(answer),
             Vendor::Generic => echo_origin(call, no_store(answer)),
         }
@@ -181,7 +183,11 @@ pub fn inner_fault() -> Value {
 
 /// A vendor-shaped proxy page in the place of an answer.
 pub fn html_fault(status: StatusCode) -> Reply {
-    reply(status, "text/html", format!("<html><head><title>{status}</title></head><body><h1>{status}</h1></body></html>"))
+    reply(
+        status,
+        "text/html",
+        format!("<html><head><title>{status}</title></head><body><h1>{status}</h1></body></html>"),
+    )
 }
 
 fn status(refusal: &Refusal) -> StatusCode {

@@ -7,7 +7,7 @@ use http::{
 
 use crate::ehr::{
     auth::{
-        AuthServer, PASSWORD, PATIENCE, SESSION_COOKIE,
+        AuthServer, PASSWORD, PATIENCE, SESSION_COOKIE, Turn,
         client::{Client, Persona},
         granting::settle,
         places::Host,
@@ -103,7 +103,9 @@ impl AuthServer {
             _ => return self.lost(),
         }
         if form.get("selection").is_some() {
-            request.scopes.retain(|scope| scope.resource().is_none() || form.all("scope").any(|kept| kept == scope.text(None)));
+            request
+                .scopes
+                .retain(|scope| scope.resource().is_none() || form.all("scope").any(|kept| kept == scope.text(None)));
         }
         // Whoever takes it out is the one who goes on: a form that is sent twice gives one code.
         if self.state().requests.remove(&transaction).is_none() {
@@ -115,7 +117,7 @@ impl AuthServer {
     /// Back to the app, with a code that is good once.
     pub fn send_code(&self, mut request: Request, now: i64) -> Reply {
         request.scopes = settle(&request.scopes, request.patient.as_deref());
-        let code = if self.rules.vendor == Vendor::Epic && self.by_turns() {
+        let code = if self.rules.vendor == Vendor::Epic && self.by_turns(Turn::LongCode) {
             // Epic's codes may be long, and look like JWTs.
             format!("eyJhbGciOiJSUzI1NiJ9.{}.{}", random::<300>(), random::<256>())
         } else {
@@ -149,7 +151,11 @@ impl AuthServer {
     fn lost(&self) -> Reply {
         page(
             StatusCode::BAD_REQUEST,
-            pages::message(self, "This sign-in is over", "It took too long, or was finished before. Open the app again."),
+            pages::message(
+                self,
+                "This sign-in is over",
+                "It took too long, or was finished before. Open the app again.",
+            ),
         )
     }
 

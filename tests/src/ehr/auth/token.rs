@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::ehr::{
     auth::{
-        ATHENA_PRACTICE, AuthServer, SESSION_IDLE,
+        ATHENA_PRACTICE, AuthServer, SESSION_IDLE, Turn,
         client::{Client, ClientAuth, Persona, Use},
         granting::{has_refresh, spell},
         places::{Base, Host, Profile},
@@ -292,7 +292,7 @@ impl AuthServer {
         if let Some(grant) = state.grants.get_mut(&id) {
             grant.access_until = until;
         }
-        let lower = self.rules.vendor == Vendor::Epic && self.by_turns();
+        let lower = self.rules.vendor == Vendor::Epic && self.by_turns(Turn::LowerCaseBearer);
         let mut answer = Map::new();
         answer.insert("access_token".into(), text.into());
         answer.insert("token_type".into(), if lower { "bearer" } else { "Bearer" }.into());
@@ -305,7 +305,7 @@ impl AuthServer {
         let jwt = match self.rules.access_form {
             AccessForm::Opaque => false,
             AccessForm::Jwt => true,
-            AccessForm::ByTurns => self.by_turns(),
+            AccessForm::ByTurns => self.by_turns(Turn::JwtToken),
         };
         let opaque = random::<48>();
         if !jwt {
@@ -447,7 +447,11 @@ fn check_verifier(request: &Request, verifier: Option<&str>) -> Result<(), &'sta
         (Some(_), None) => Err("code_verifier is missing"),
         (Some(challenge), Some(verifier)) => {
             let formed = (43..=128).contains(&verifier.len()) && verifier.bytes().all(allowed);
-            if formed && s256(verifier) == *challenge { Ok(()) } else { Err("code_verifier does not fit the challenge") }
+            if formed && s256(verifier) == *challenge {
+                Ok(())
+            } else {
+                Err("code_verifier does not fit the challenge")
+            }
         }
     }
 }
