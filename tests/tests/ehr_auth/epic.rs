@@ -230,10 +230,8 @@ async fn backend_apps_need_a_user() {
     ehr.auth.register(client("key", auth)).unwrap();
     let answer = app.token(&pairs).await.ok();
     assert!(answer.json().get("refresh_token").is_none());
-    assert_eq!(
-        app.read("/Patient/1", &answer.text("access_token")).await.json()["_token"]["scopes"][0],
-        "system/Patient.read"
-    );
+    let (_, facts) = ehr.auth.facts(&answer.text("access_token"), ehr.now()).unwrap();
+    assert_eq!(facts.scopes, ["system/Patient.read"]);
 }
 
 #[tokio::test]

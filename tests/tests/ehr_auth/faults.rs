@@ -53,7 +53,8 @@ async fn each_fault_strikes_as_often_as_it_is_told() {
     }
     // A reset in the middle of the body.
     ehr.faults.add(Fault::new("fhir", FaultKind::Reset).times(1));
-    let url = format!("{}/Patient/1", ehr.fhir_base);
+    let path = format!("/Patient/{}", patient(&ehr).0);
+    let url = format!("{}{path}", ehr.fhir_base);
     let bearer = format!("Bearer {token}");
     assert!(try_call(Method::GET, &url, &[("authorization", &bearer)], "").await.is_err());
     get(&url, &[("authorization", &bearer)]).await.ok();

@@ -174,7 +174,8 @@ async fn old_codes_and_tokens_are_dead() {
     ehr.advance(6 * 60_000);
     assert_eq!(app.redeem(&code).await.error(), (400, "invalid_grant".into()));
     let token = app.launch(&username).await.text("access_token");
-    assert_eq!(app.read("/Patient/1", &token).await.status, StatusCode::OK);
+    let path = format!("/Patient/{}", patient(&ehr).0);
+    assert_eq!(app.read(&path, &token).await.status, StatusCode::OK);
     ehr.advance(3601 * 1000);
-    assert_eq!(app.read("/Patient/1", &token).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(app.read(&path, &token).await.status, StatusCode::UNAUTHORIZED);
 }

@@ -255,9 +255,10 @@ async fn strict_has_a_legacy_base_that_knows_lower_case_only() {
     let app = App::new("public", &base).await.asking("openid user/patient.read user/Patient.read user/observation.rs");
     let answer = app.launch(&clinician(&ehr)).await;
     assert_eq!(answer.scopes(), ["openid", "user/patient.read"]);
-    let id = patient(&ehr).0;
-    let read = app.read(&format!("/Patient/{id}"), &answer.text("access_token")).await.ok();
-    assert_eq!(read.json()["_token"]["scopes"][1], "user/Patient.read", "the FHIR half hears FHIR's own spelling");
+    let token = answer.text("access_token");
+    app.read(&format!("/Patient/{}", patient(&ehr).0), &token).await.ok();
+    let (_, facts) = ehr.auth.facts(&token, ehr.now()).unwrap();
+    assert_eq!(facts.scopes, ["openid", "user/Patient.read"], "the FHIR half hears FHIR's own spelling");
     let scopes = get(&format!("{base}/.well-known/smart-configuration"), &[]).await.json()["scopes_supported"].clone();
     assert!(scopes.as_array().unwrap().iter().any(|scope| scope == "user/observation.read"));
     let launch = ehr.launch(&LaunchOrder { legacy: true, ..order("public", &ehr) }).unwrap();
