@@ -1,6 +1,6 @@
 //! One simulated EHR on loopback, for an app team's own tests.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -50,7 +50,17 @@ fn vendor(text: &str) -> Result<Vendor, String> {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("simulated-ehr: {fault:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
     let arguments = Arguments::parse();
     let mut options = Options {
         strict: arguments.strict,

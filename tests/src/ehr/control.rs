@@ -1,4 +1,22 @@
 //! `/_control/…`: what tests ask of the EHR itself. No part of what is simulated, neither counted nor faulty.
+//! In a test's own process the same is done by methods of [`Simulator`] and its parts.
+//!
+//! | call | body, answer |
+//! |---|---|
+//! | `GET counts` | how often each call was made, by name: `{"token:refresh_token": 3}` |
+//! | `GET grants` | [`GrantView`]s: generations, uses of refresh tokens, reuse detected, ends; no tokens |
+//! | `GET refusals` | what was refused, and why; the EHR itself says less |
+//! | `GET faults`, `POST faults`, `DELETE faults` | the script; a [`Fault`] or a list; forget it |
+//! | `POST release` | lets go of the calls that `hold` holds |
+//! | `POST reset` | counts, faults, refusals, lifetime; apps, grants and clock stay |
+//! | `POST expire` | every access token ends now |
+//! | `POST lifetime` | `{"seconds": 300}` for access tokens from now on; `{}`: the vendor's own |
+//! | `POST advance` | `{"seconds": 3600}`: the EHR's clock goes forward |
+//! | `POST clients` | a [`Client`] or a list |
+//! | `POST launch` | a [`LaunchOrder`]; answers `iss`, `launch`, `url` |
+//! | `POST end`, `POST suspend` | `{"grant": 1}`, or `{}` for all |
+//! | `POST sign-out` | `{"username": "…"}`, or `{}` for all: sessions end, and `online_access` with them |
+//! | `POST forget-keys` | apps' key sets are fetched anew |
 
 use anyhow::{Context, Result};
 use http::{Method, StatusCode};

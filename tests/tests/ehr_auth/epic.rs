@@ -332,6 +332,9 @@ async fn refresh_modes() {
         assert_eq!(ehr.grants()[0].generation, 1);
         assert_eq!(app.refresh(&first).await.error(), (400, "invalid_grant".into()));
         assert_eq!(ehr.grants()[0].reuses, 1);
+        let tokens: Vec<(u64, u64, bool)> =
+            ehr.grants()[0].refresh_tokens.iter().map(|token| (token.generation, token.uses, token.spent)).collect();
+        assert_eq!(tokens, [(0, 2, true), (1, 0, false)]);
         // Strict: the reuse ended the grant.
         assert_eq!(app.refresh(&second).await.status == StatusCode::OK, !strict);
     }

@@ -147,9 +147,20 @@ pub struct GrantView {
     pub refreshes: u64,
     /// How often a spent refresh token of it was used.
     pub reuses: u64,
+    /// By generation.
+    pub refresh_tokens: Vec<RefreshView>,
     pub access_tokens_alive: usize,
     pub suspended: bool,
     pub ended: Option<End>,
+}
+
+/// A refresh token, without the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RefreshView {
+    pub generation: u64,
+    /// How often it was presented, refused or not.
+    pub uses: u64,
+    pub spent: bool,
 }
 
 #[derive(Default)]
@@ -216,6 +227,12 @@ impl State {
         for token in self.access.values().filter(|token| token.until > now) {
             *alive.entry(token.grant).or_default() += 1;
         }
+        let mut refresh: HashMap<u64, Vec<RefreshView>> = HashMap::new();
+        for token in self.refresh.values() {
+            let RefreshToken { grant, generation, uses, spent } = *token;
+            refresh.entry(grant).or_default().push(RefreshView { generation, uses, spent });
+        }
+        refresh.values_mut().for_each(|tokens| tokens.sort_by_key(|token| token.generation));
         let view = |(id, grant): (&u64, &Grant)| GrantView {
             id: *id,
             client_id: grant.client_id.clone(),
@@ -224,6 +241,7 @@ impl State {
             generation: grant.generation,
             refreshes: grant.refreshes,
             reuses: grant.reuses,
+            refresh_tokens: refresh.get(id).cloned().unwrap_or_default(),
             access_tokens_alive: alive.get(id).copied().unwrap_or(0),
             suspended: grant.suspended,
             ended: grant.ended,
