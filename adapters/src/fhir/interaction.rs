@@ -1,7 +1,15 @@
 //! What a FHIR request does (FHIR R4, RESTful API).
 
+mod classify;
+mod target;
+
 use bytes::Bytes;
 use http::{HeaderMap, Method};
+
+pub use self::{
+    classify::{BodyKind, BundleFault, BundleKind, ClassifyFault, body_kind, bundle_kind, classify, is_id},
+    target::{TargetFault, encode_pairs, encode_target, parse_query, parse_target},
+};
 
 /// A request below a FHIR base, taken apart. Everything in it is decoded; what is sent is encoded anew.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +83,68 @@ pub enum Interaction {
     Capabilities,
     /// A further page: `[base]?_getpages=…` and other URLs that only an EHR understands.
     Page,
+}
+
+impl Interaction {
+    /// The name for labels and logs. A compartment search counts as the search that it is.
+    pub fn kind(&self) -> InteractionKind {
+        match self {
+            Self::Read { .. } => InteractionKind::Read,
+            Self::VRead { .. } => InteractionKind::VRead,
+            Self::Create { .. } => InteractionKind::Create,
+            Self::Update { .. } => InteractionKind::Update,
+            Self::Patch { .. } => InteractionKind::Patch,
+            Self::Delete { .. } => InteractionKind::Delete,
+            Self::SearchType { .. } | Self::SearchCompartment { resource_type: Some(_), .. } => {
+                InteractionKind::SearchType
+            }
+            Self::SearchSystem | Self::SearchCompartment { resource_type: None, .. } => InteractionKind::SearchSystem,
+            Self::HistoryInstance { .. } => InteractionKind::HistoryInstance,
+            Self::HistoryType { .. } => InteractionKind::HistoryType,
+            Self::HistorySystem => InteractionKind::HistorySystem,
+            Self::Operation { .. } => InteractionKind::Operation,
+            Self::Batch => InteractionKind::Batch,
+            Self::Transaction => InteractionKind::Transaction,
+            Self::Capabilities => InteractionKind::Capabilities,
+            Self::Page => InteractionKind::Page,
+        }
+    }
+
+    /// The type of the resources that it reads or writes, where the URL names one. Of a compartment
+    /// search that is the type searched for, not the compartment's.
+    pub fn resource_type(&self) -> Option<&str> {
+        match self {
+            Self::Read { resource_type, .. }
+            | Self::VRead { resource_type, .. }
+            | Self::Create { resource_type, .. }
+            | Self::Update { resource_type, .. }
+            | Self::Patch { resource_type, .. }
+            | Self::Delete { resource_type, .. }
+            | Self::SearchType { resource_type }
+            | Self::HistoryInstance { resource_type, .. }
+            | Self::HistoryType { resource_type } => Some(resource_type),
+            Self::SearchCompartment { resource_type, .. } | Self::Operation { resource_type, .. } => {
+                resource_type.as_deref()
+            }
+            Self::SearchSystem
+            | Self::HistorySystem
+            | Self::Batch
+            | Self::Transaction
+            | Self::Capabilities
+            | Self::Page => None,
+        }
+    }
+
+    /// The id of the one resource that the URL names.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Read { id, .. } | Self::VRead { id, .. } | Self::HistoryInstance { id, .. } => Some(id),
+            Self::Update { id, .. } | Self::Patch { id, .. } | Self::Delete { id, .. } | Self::Operation { id, .. } => {
+                id.as_deref()
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The closed set of names that labels and logs use.

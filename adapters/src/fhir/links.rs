@@ -1,1 +1,4 @@
 //! links
+
+/// The parameter that carries a paging link's binding.
+pub const BINDING: &str = "_mantel";
