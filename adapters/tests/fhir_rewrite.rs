@@ -1,4 +1,5 @@
 //! The rewriter: golden cases, headers, and any chunking against a slow reference.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -487,12 +488,12 @@ fn string(text: &str, dice: &mut impl FnMut() -> u8, out: &mut String) {
     let escapes = dice() % 3;
     out.push('"');
     for letter in text.chars() {
-        let escape = escapes == 0 && dice() % 4 == 0;
+        let escape = escapes == 0 && dice().is_multiple_of(4);
         match letter {
-            '/' if escape && dice() % 2 == 0 => out.push_str("\\/"),
+            '/' if escape && dice().is_multiple_of(2) => out.push_str("\\/"),
             _ if escape || letter < ' ' => {
                 for unit in letter.encode_utf16(&mut [0; 2]) {
-                    if dice() % 2 == 0 {
+                    if dice().is_multiple_of(2) {
                         out.push_str(&format!("\\u{unit:04x}"))
                     } else {
                         out.push_str(&format!("\\u{unit:04X}"))

@@ -58,18 +58,18 @@ pub fn trim(upstream: &Value, ours: &OurEndpoints) -> Value {
     let rest = upstream.get("rest").and_then(Value::as_array).and_then(|all| {
         all.iter().find(|rest| rest.get("mode").and_then(Value::as_str).is_none_or(|mode| mode == "server"))
     });
-    let resources = list(rest, "resource").iter().filter_map(resource).collect();
+    let resources: Vec<Value> = list(rest, "resource").iter().filter_map(resource).collect();
     let mut interactions: BTreeSet<&str> = codes(rest).into_iter().filter(|code| ON_SYSTEM.contains(code)).collect();
     interactions.insert("batch");
     let operations = passing_operations(rest, None);
-    statement(ours, list(Some(upstream), "implementationGuide"), resources, &interactions, operations)
+    statement(ours, list(Some(upstream), "implementationGuide"), &resources, &interactions, operations)
 }
 
 /// A statement for a base whose EHR's cannot be had: reads and searches of these types.
 pub fn minimal(ours: &OurEndpoints, resource_types: &[&str]) -> Value {
     let resource = |name: &&str| json!({"type": name, "interaction": [{"code": "read"}, {"code": "search-type"}]});
-    let resources = resource_types.iter().filter(|name| is_resource_type(name)).map(resource).collect();
-    statement(ours, &[], resources, &BTreeSet::from(["batch"]), Vec::new())
+    let resources: Vec<Value> = resource_types.iter().filter(|name| is_resource_type(name)).map(resource).collect();
+    statement(ours, &[], &resources, &BTreeSet::from(["batch"]), Vec::new())
 }
 
 /// One statement for several sites, of trimmed ones: whatever any of them can.
@@ -92,7 +92,7 @@ pub fn union(sites: &[Value], ours: &OurEndpoints) -> Value {
         }
     }
     resources.sort_by(|one, other| text(one, "type").cmp(&text(other, "type")));
-    statement(ours, &guides, resources, &interactions, operations)
+    statement(ours, &guides, &resources, &interactions, operations)
 }
 
 fn text<'a>(value: &'a Value, member: &str) -> Option<&'a str> {
@@ -180,7 +180,7 @@ fn resource(upstream: &Value) -> Option<Value> {
 fn statement(
     ours: &OurEndpoints,
     guides: &[Value],
-    resources: Vec<Value>,
+    resources: &[Value],
     interactions: &BTreeSet<&str>,
     operations: Vec<Value>,
 ) -> Value {

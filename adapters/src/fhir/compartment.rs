@@ -8,6 +8,7 @@ mod reading;
 mod selector;
 mod table;
 
+pub(super) use self::reading::is_object;
 use self::reading::{Referred, referred};
 pub use self::{
     reading::{Head, LocalReference, Unreadable, head, local_reference, provenance_targets},

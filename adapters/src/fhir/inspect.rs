@@ -12,10 +12,11 @@ mod scanner;
 use std::{borrow::Cow, fmt};
 
 use bytes::BufMut;
-use serde::{Deserialize, Deserializer, de::MapAccess, de::Visitor};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use self::scanner::{Piece, Scanner};
+use super::{compartment::is_object, members::Members};
 
 /// The largest entry, or resource that is no Bundle, that is held.
 pub const LARGEST: usize = 4 << 20;
@@ -263,34 +264,6 @@ fn fault(error: serde_json::Error) -> Fault {
     if error.is_eof() { Fault::Truncated } else { Fault::Malformed }
 }
 
-/// An object's members in their order, none twice.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members: Vec<(String, &RawValue)> = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if members.iter().any(|(other, _)| *other == name) {
-                        return Err(serde::de::Error::custom("a member stands twice"));
-                    }
-                    members.push((name, value));
-                }
-                Ok(Members(members))
-            }
-        }
-        from.deserialize_map(Object)
-    }
-}
-
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Search<'a> {
@@ -317,15 +290,17 @@ struct Answered<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn raw(&self, name: &str) -> Option<&'a RawValue> {
-        self.0.iter().find(|(member, _)| member == name).map(|(_, value)| *value)
-    }
-
     fn read<T: Deserialize<'a> + Default>(&self, name: &str) -> serde_json::Result<T> {
-        self.raw(name).map_or_else(|| Ok(T::default()), |value| serde_json::from_str(value.get()))
+        self.get(name).map_or_else(|| Ok(T::default()), |value| serde_json::from_str(value.get()))
     }
 
     fn part(&self, index: usize) -> serde_json::Result<Part<'a>> {
+        if ["search", "request", "response"]
+            .iter()
+            .any(|name| self.get(name).is_some_and(|it| !is_object(it.get().as_bytes())))
+        {
+            return Err(serde::de::Error::custom("expected an object"));
+        }
         let search: Search<'a> = self.read("search")?;
         let asked: Asked<'a> = self.read("request")?;
         let answered: Answered<'a> = self.read("response")?;
@@ -333,7 +308,7 @@ impl<'a> Members<'a> {
             index,
             in_bundle: true,
             full_url: self.read::<Option<Cow<'a, str>>>("fullUrl")?,
-            resource: self.raw("resource").map(|value| value.get().as_bytes()),
+            resource: self.get("resource").map(|value| value.get().as_bytes()),
             search_mode: search.mode,
             request_url: asked.url,
             response_status: answered.status,

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method};
 
 pub use self::{
     classify::{BodyKind, BundleFault, BundleKind, ClassifyFault, body_kind, bundle_kind, classify, is_id},
-    target::{TargetFault, encode_pairs, encode_target, parse_query, parse_target},
+    target::{Pairs, TargetFault, encode_pairs, encode_target, parse_query, parse_target},
 };
 
 /// A request below a FHIR base, taken apart. Everything in it is decoded; what is sent is encoded anew.

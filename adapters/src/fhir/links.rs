@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{
     compartment::{Selector, selects},
-    interaction::{Request, TargetFault, encode_target, parse_target},
+    interaction::{Pairs, Request, TargetFault, encode_target, parse_target},
     rewrite::Bases,
 };
 
@@ -56,7 +56,7 @@ pub fn need(below_base: &str, judged: &JudgedSearch, bases: &Bases) -> Need {
     if names_patient && judged.required.iter().all(|pair| query.contains(pair)) { Need::Nothing } else { Need::Binding }
 }
 
-fn split(below_base: &str) -> Result<(Vec<String>, Vec<(String, String)>), TargetFault> {
+fn split(below_base: &str) -> Result<(Vec<String>, Pairs), TargetFault> {
     let without_fragment = below_base.split('#').next().unwrap_or_default();
     let (path, query) = match without_fragment.split_once('?') {
         Some((path, query)) => (path, Some(query)),

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::HashMap};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::compartment::Unreadable;
+use super::compartment::{Unreadable, is_object};
 
 /// What came of the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub fn merge(parts: &[&[u8]], self_url: &str) -> Result<Merged, Unreadable> {
     let mut next = Vec::new();
     let (mut matches, mut is_whole) = (0, true);
     for bytes in parts {
-        let part: Part<'_> = serde_json::from_slice(bytes).map_err(|_| Unreadable)?;
+        let part: Part<'_> = read(bytes)?;
         if part.resource_type == "OperationOutcome" {
             is_whole = false;
             let resource = serde_json::from_slice(bytes).map_err(|_| Unreadable)?;
@@ -107,7 +107,7 @@ pub fn merge(parts: &[&[u8]], self_url: &str) -> Result<Merged, Unreadable> {
         }
         next.extend(part.link.into_iter().filter(|link| link.relation == "next").map(|link| link.url.into_owned()));
         for raw in part.entry {
-            let entry: Entry<'_> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
+            let entry: Entry<'_> = read(raw.get().as_bytes())?;
             let is_match = entry.is_match();
             let Some(key) = entry.key() else {
                 matches += usize::from(is_match);
@@ -140,6 +140,13 @@ pub fn merge(parts: &[&[u8]], self_url: &str) -> Result<Merged, Unreadable> {
     };
     let bundle = serde_json::to_vec(&searchset).map_err(|_| Unreadable)?;
     Ok(Merged { bundle, next })
+}
+
+fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Unreadable> {
+    if !is_object(text) {
+        return Err(Unreadable);
+    }
+    serde_json::from_slice(text).map_err(|_| Unreadable)
 }
 
 impl Entry<'_> {

@@ -2,9 +2,11 @@
 
 pub mod capability;
 pub mod compartment;
+pub mod constraint;
 pub mod inspect;
 pub mod interaction;
 pub mod links;
+mod members;
 pub mod merge;
 pub mod operations;
 pub mod outcome;

@@ -24,6 +24,7 @@
 
 mod bases;
 mod json;
+mod look_back;
 mod outermost;
 mod xml;
 
@@ -120,7 +121,7 @@ enum Replacement {
 }
 
 enum Engine {
-    Json(Json),
+    Json(Box<Json>),
     Xml(Box<Xml>),
 }
 
@@ -146,8 +147,8 @@ impl Rewriter {
     pub fn new(bases: &Arc<Bases>, format: Format) -> Self {
         // A base holds nothing that JSON escapes (`Base::parse`).
         let (engine, to) = match format {
-            Format::Json => (Engine::Json(Json::new(false)), bases.to().as_bytes().to_vec()),
-            Format::Ndjson => (Engine::Json(Json::new(true)), bases.to().as_bytes().to_vec()),
+            Format::Json => (Engine::Json(Box::new(Json::new(false))), bases.to().as_bytes().to_vec()),
+            Format::Ndjson => (Engine::Json(Box::new(Json::new(true))), bases.to().as_bytes().to_vec()),
             Format::Xml => (Engine::Xml(Box::new(Xml::new())), xml::escape(bases.to())),
         };
         Self { bases: Arc::clone(bases), to, engine, held: BytesMut::new(), links: None, edits: Vec::new() }

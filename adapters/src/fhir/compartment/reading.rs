@@ -43,7 +43,15 @@ impl Head<'_> {
 
 /// Reads a resource's head.
 pub fn head(resource: &[u8]) -> Result<Head<'_>, Unreadable> {
+    if !is_object(resource) {
+        return Err(Unreadable);
+    }
     serde_json::from_slice(resource).map_err(|_| Unreadable)
+}
+
+/// Whether a JSON text is an object: where a struct is read, serde takes a list for its members in their order.
+pub(in crate::fhir) fn is_object(text: &[u8]) -> bool {
+    text.trim_ascii_start().starts_with(b"{")
 }
 
 /// A reference to a resource of the same server.

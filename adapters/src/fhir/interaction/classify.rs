@@ -8,7 +8,7 @@ use http::{HeaderMap, Method};
 use serde::Deserialize;
 
 use super::Interaction;
-use crate::fhir::{links::BINDING, types::is_resource_type};
+use crate::fhir::{compartment::is_object, links::BINDING, types::is_resource_type};
 
 /// Compartments that R4 defines; only below them a third segment may be a type.
 const COMPARTMENTS: [&str; 5] = ["Patient", "Encounter", "RelatedPerson", "Practitioner", "Device"];
@@ -133,6 +133,9 @@ pub fn bundle_kind(body: &[u8]) -> Result<BundleKind, BundleFault> {
         resource_type: String,
         #[serde(rename = "type", default)]
         kind: Option<serde_json::Value>,
+    }
+    if !is_object(body) {
+        return Err(BundleFault::Malformed);
     }
     let head: Head = serde_json::from_slice(body).map_err(|_| BundleFault::Malformed)?;
     if head.resource_type != "Bundle" {

@@ -31,8 +31,8 @@ const DEFINITIONS: [&str; 14] = [
 ];
 const LONGEST_DEFINITION: usize = 24;
 
-/// One character of a string may take six bytes in JSON (`\u0068`) and ten in XML (`&#x00068;`).
-const WIDEST: usize = 10;
+/// One character of a string may take six bytes in JSON (`\u0068`).
+const WIDEST: usize = 6;
 
 /// The compiled pair: prefixes to look for, and the base that takes their place.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct Bases {
     from: Vec<Base>,
     to: String,
     pub(super) hosts: Vec<Finder<'static>>,
+    /// What may hide a host in JSON.
+    pub(super) escape: Finder<'static>,
     longest: usize,
 }
 
@@ -187,7 +189,7 @@ impl Bases {
         authorities.dedup();
         let hosts = authorities.into_iter().map(|host| Finder::new(host).into_owned()).collect();
         let longest = bases.iter().map(Base::len).max().unwrap_or(0);
-        Ok(Self { from: bases, to: to.trim_end_matches('/').to_owned(), hosts, longest })
+        Ok(Self { from: bases, to: to.trim_end_matches('/').to_owned(), hosts, escape: Finder::new(b"\\u00"), longest })
     }
 
     /// The base that takes the others' place, without a slash at its end.
@@ -195,7 +197,7 @@ impl Bases {
         &self.to
     }
 
-    /// Within how many bytes of its opening quote it is certain whether a string begins with a base.
+    /// Within how many bytes of its opening quote it is certain whether a JSON string begins with a base.
     pub(super) fn reach(&self) -> usize {
         self.longest.saturating_add(2).saturating_mul(WIDEST)
     }

@@ -12,13 +12,10 @@ use memchr::{memchr, memchr2, memchr3, memmem::Finder, memrchr};
 use super::{
     Edit, Replacement,
     bases::{Bases, Decoded, Found, Step, names_definition},
+    look_back::{Back, Before, Role, is_blank},
     outermost::Links,
 };
 
-/// The longest raw member name that is looked at; `instantiatesCanonical` fully escaped has 126 bytes.
-const LONGEST_NAME: usize = 200;
-/// What is remembered of passed bytes, runs of white space counting as one byte: a name, its quotes, a colon.
-const REMEMBERED: usize = LONGEST_NAME + 16;
 /// How long a string may be held while its end must be seen.
 pub(super) const HELD: usize = 8 << 10;
 /// Deeper arrays within an array that is left alone are taken for ordinary ones.
@@ -32,7 +29,6 @@ pub(super) struct Json {
     open: Vec<Open>,
     /// Where the walk within `open` stands.
     within: Within,
-    escape: Finder<'static>,
     /// The next position of each host; kept to save its allocation.
     next: Vec<usize>,
 }
@@ -59,26 +55,6 @@ enum Verdict {
     More,
     /// An edit, and where the search goes on.
     Edit(Edit, usize),
-}
-
-/// What a string is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Value,
-    /// A member's name, or the value of a member that is left alone.
-    LeftAlone,
-    /// A value or a name: its end must be seen.
-    Unknown,
-}
-
-/// White space as JSON has it.
-fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
-}
-
-/// Members whose strings are names or text, never links.
-fn is_left_alone(name: &[u8]) -> bool {
-    matches!(name, b"system" | b"profile" | b"value" | b"div") || name.starts_with(b"instantiates")
 }
 
 /// A string of a JSON text, read from the byte after its opening quote.
@@ -141,14 +117,7 @@ fn unicode(digits: &[u8]) -> Option<Option<u8>> {
 
 impl Json {
     pub(super) fn new(lines: bool) -> Self {
-        Self {
-            lines,
-            before: Before::default(),
-            open: Vec::new(),
-            within: Within::Structure,
-            escape: Finder::new(b"\\u00").into_owned(),
-            next: Vec::new(),
-        }
+        Self { lines, before: Before::default(), open: Vec::new(), within: Within::Structure, next: Vec::new() }
     }
 
     /// Finds what is to be changed in `buffer` and answers how much of it is settled; the rest must come
@@ -195,7 +164,7 @@ impl Json {
         let mut next = std::mem::take(&mut self.next);
         next.clear();
         next.extend(hosts.iter().map(|host| find(host, from)));
-        let mut escape = find(&self.escape, from);
+        let mut escape = find(&scan.bases.escape, from);
         let mut array = position(buffer, b'[', from);
         // Quotes before this position have been judged.
         let mut done = from;
@@ -243,7 +212,7 @@ impl Json {
                 }
             }
             if escape < resume {
-                escape = find(&self.escape, resume);
+                escape = find(&scan.bases.escape, resume);
             }
             if array < resume {
                 array = position(buffer, b'[', resume);
@@ -263,6 +232,7 @@ impl Json {
         let tail = scan.buffer.get(from..).unwrap_or_default();
         let open = memchr::memchr_iter(b'"', tail)
             .map(|quote| quote + from)
+            .filter(|quote| matches!(scan.buffer.get(quote + 1), None | Some(b'h' | b'H' | b'\\')))
             .find(|quote| matches!(scan.bases.find(&JsonText::new(scan.buffer, quote + 1)), Found::More));
         open.map_or(Ok(length), Err)
     }
@@ -441,144 +411,4 @@ fn link(scan: &mut Scan<'_>, quote: usize) -> Option<Verdict> {
     text.pop();
     text.drain(..1);
     Some(Verdict::Edit(Edit { start, end, with: Replacement::Text(text) }, end))
-}
-
-/// The last bytes that have been passed on.
-#[derive(Default)]
-struct Before {
-    /// Runs of white space are one blank here: within names nobody cares, and between tokens they may be long.
-    bytes: Vec<u8>,
-    /// Whether an odd number of backslashes stands right before `bytes`.
-    odd: bool,
-}
-
-impl Before {
-    fn pass(&mut self, passed: &[u8]) {
-        if passed.is_empty() {
-            return;
-        }
-        let mut tail = Vec::with_capacity(REMEMBERED);
-        let mut at = passed.len();
-        while at > 0 && tail.len() < REMEMBERED {
-            at -= 1;
-            let byte = passed.get(at).copied().unwrap_or_default();
-            push_collapsed(&mut tail, byte);
-        }
-        let run = passed.get(..at).unwrap_or_default().iter().rev().take_while(|byte| **byte == b'\\').count();
-        if at > 0 && run < at {
-            self.odd = run % 2 == 1;
-        } else {
-            // The old bytes reach into what is remembered, or into the run of backslashes before it.
-            let mut skipped = run;
-            for byte in self.bytes.iter().rev() {
-                if tail.len() < REMEMBERED && skipped == 0 {
-                    push_collapsed(&mut tail, *byte);
-                } else if *byte == b'\\' {
-                    skipped += 1;
-                } else {
-                    self.odd = false;
-                    break;
-                }
-            }
-            self.odd ^= skipped % 2 == 1;
-        }
-        tail.reverse();
-        self.bytes = tail;
-    }
-}
-
-fn push_collapsed(reversed: &mut Vec<u8>, byte: u8) {
-    match reversed.last() {
-        _ if !is_blank(byte) => reversed.push(byte),
-        Some(b' ') => {}
-        _ => reversed.push(b' '),
-    }
-}
-
-/// Looks back over the buffer into what was passed before it.
-struct Back<'a> {
-    before: &'a Before,
-    buffer: &'a [u8],
-}
-
-impl Back<'_> {
-    fn get(&self, at: isize) -> Option<u8> {
-        match usize::try_from(at) {
-            Ok(at) => self.buffer.get(at).copied(),
-            Err(_) => {
-                self.before.bytes.len().checked_sub(at.unsigned_abs()).and_then(|at| self.before.bytes.get(at).copied())
-            }
-        }
-    }
-
-    /// Whether an odd number of backslashes stands before `at`.
-    fn is_escaped(&self, at: isize) -> bool {
-        let mut odd = false;
-        let mut at = at - 1;
-        loop {
-            match self.get(at) {
-                Some(b'\\') => odd = !odd,
-                Some(_) => return odd,
-                None => return odd ^ self.before.odd,
-            }
-            at -= 1;
-        }
-    }
-
-    /// The last byte before `at` that is no white space.
-    fn significant(&self, at: isize) -> Option<(u8, isize)> {
-        let mut at = at - 1;
-        while let Some(byte) = self.get(at) {
-            if !is_blank(byte) {
-                return Some((byte, at));
-            }
-            at -= 1;
-        }
-        None
-    }
-
-    /// What the string is that opens at `quote`. (Arrays that are left alone are walked, not looked up here.)
-    fn role(&self, quote: isize) -> Role {
-        match self.significant(quote) {
-            Some((b':', colon)) if self.name_is_left_alone(colon) => Role::LeftAlone,
-            None | Some((b':' | b'[', _)) => Role::Value,
-            Some((b',', _)) => Role::Unknown,
-            Some(_) => Role::LeftAlone,
-        }
-    }
-
-    /// Whether the name before this colon is one of those whose strings are left alone.
-    fn name_is_left_alone(&self, colon: isize) -> bool {
-        let Some((b'"', end)) = self.significant(colon) else { return false };
-        if self.is_escaped(end) {
-            return false;
-        }
-        let mut reversed = Vec::with_capacity(LONGEST_NAME);
-        let mut at = end - 1;
-        while let Some(byte) = self.get(at) {
-            if byte == b'"' && !self.is_escaped(at) {
-                reversed.reverse();
-                return decoded_is_left_alone(reversed);
-            }
-            if reversed.len() >= LONGEST_NAME {
-                return false;
-            }
-            reversed.push(byte);
-            at -= 1;
-        }
-        false
-    }
-}
-
-fn decoded_is_left_alone(mut raw: Vec<u8>) -> bool {
-    if !raw.contains(&b'\\') {
-        return is_left_alone(&raw);
-    }
-    raw.push(b'"');
-    let mut text = JsonText::new(&raw, 0);
-    let mut name = Vec::with_capacity(raw.len());
-    while let Step::Byte(byte) = text.step() {
-        name.push(byte);
-    }
-    is_left_alone(&name)
 }

@@ -64,7 +64,9 @@ struct Tracker {
     third: Name,
     /// Whether the second level is an array and the third an object.
     shape: (bool, bool),
-    is_bundle: bool,
+    /// It is no Bundle, or its links have been seen. (Should a second list of links come, its URLs are rewritten
+    /// like any others, and refused when they come back without a binding.)
+    is_over: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,7 +96,7 @@ impl Default for Tracker {
             first: Name::Other,
             third: Name::Other,
             shape: (false, false),
-            is_bundle: true,
+            is_over: false,
         }
     }
 }
@@ -103,11 +105,8 @@ impl Tracker {
     fn feed(&mut self, chunk: &[u8], found: &mut VecDeque<u64>) {
         let start = self.at;
         self.at = start.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
-        if !self.is_bundle {
-            return;
-        }
         let mut at = 0;
-        while let Some(byte) = chunk.get(at).copied() {
+        while let Some(byte) = chunk.get(at).copied().filter(|_| !self.is_over) {
             match self.within {
                 Within::Structure => {
                     if byte == b'"' {
@@ -155,7 +154,10 @@ impl Tracker {
                 }
                 self.is_value = false;
             }
-            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            b'}' | b']' => {
+                self.depth = self.depth.saturating_sub(1);
+                self.is_over = self.depth == 1 && self.first == Name::Link;
+            }
             b':' => self.is_value = true,
             b',' => self.is_value = false,
             _ => {}
@@ -190,7 +192,7 @@ impl Tracker {
         let text = decode(&self.text);
         match (self.depth, self.is_value) {
             (1, false) => self.first = name(&text),
-            (1, true) if self.first == Name::ResourceType => self.is_bundle = text == b"Bundle",
+            (1, true) if self.first == Name::ResourceType => self.is_over = text != b"Bundle",
             (3, false) => self.third = name(&text),
             _ => {}
         }

@@ -9,6 +9,7 @@ use super::{
     Edit, Replacement,
     bases::{Bases, Decoded, Found, Step, names_definition},
     json::HELD,
+    look_back::{is_blank, is_left_alone},
     outermost::Links,
 };
 
@@ -117,14 +118,6 @@ fn character(reference: &[u8]) -> u8 {
         [b'#', digits @ ..] => number(digits, 10).unwrap_or(0xFF),
         _ => 0xFF,
     }
-}
-
-fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
-}
-
-fn is_left_alone(element: &[u8]) -> bool {
-    matches!(element, b"system" | b"profile" | b"value" | b"div") || element.starts_with(b"instantiates")
 }
 
 fn local(name: &[u8]) -> &[u8] {
