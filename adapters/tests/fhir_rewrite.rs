@@ -238,13 +238,45 @@ fn arrays_of_names_are_left_alone_whatever_lies_between() {
 }
 
 #[test]
-fn runs_of_backslashes_are_counted_across_chunks() {
-    // The quote before the URL is escaped in the first string and opens the second.
+fn quotes_within_strings_open_and_name_nothing() {
     let slashes = "\\".repeat(1000);
-    let body = format!(r#"{{"a":"{slashes}\"{UPSTREAM}/x","b":"{slashes}","c":"{UPSTREAM}/y"}}"#);
+    let body = format!(
+        r#"{{"a":"{slashes}\"{UPSTREAM}/1","b":"{slashes}","c":"{UPSTREAM}/2","d":"\"instantiatesUri\":[","e":["{UPSTREAM}/3"],
+        "{slashes}\"profile":["{UPSTREAM}/4"],"x\"profile":["{UPSTREAM}/5"],"\\":"\"","value":["{UPSTREAM}/6"],"{slashes}":"{UPSTREAM}/7"}}"#
+    );
     for size in [1, 2, 3, 100, 1005, 5000] {
         let out = String::from_utf8(in_chunks(&bases(), Format::Json, body.as_bytes(), size)).unwrap();
-        assert!(out.contains(&format!("\"{UPSTREAM}/x")) && out.contains(&format!("\"{CALLED}/y")), "by {size}");
+        let moved: Vec<&str> = out.split(CALLED).skip(1).map(|rest| &rest[1..2]).collect();
+        assert_eq!(moved, ["2", "3", "4", "5", "7"], "by {size}: {out}");
+    }
+}
+
+#[test]
+fn a_broken_line_does_not_reach_the_next() {
+    let body = format!(
+        "{{\"profile\":[\"{UPSTREAM}/1\n{{\"a\":[\"x\",\"{UPSTREAM}/2\"]}}\n{{\"profile\":[\n{{\"a\":[\"x\",\"{UPSTREAM}/3\"]}}"
+    );
+    for size in [1, 7, 1000] {
+        let out = String::from_utf8(in_chunks(&bases(), Format::Ndjson, body.as_bytes(), size)).unwrap();
+        let moved: Vec<&str> = out.split(CALLED).skip(1).map(|rest| &rest[1..2]).collect();
+        assert_eq!(moved, ["2", "3"], "by {size}: {out}");
+    }
+}
+
+#[test]
+fn in_xml_only_values_of_fhir_elements_move() {
+    let body = format!(
+        "<Patient xmlns='http://hl7.org/fhir'><?x value='{UPSTREAM}/0'??><!-- <a value='{UPSTREAM}/0'/> - -- --->\
+         <text><div><div><ul><li value='{UPSTREAM}/0'/></ul></div><a value=\"{UPSTREAM}/0\"/><![CDATA[</div>]]]]></div></text>\
+         <f:profile value='{UPSTREAM}/0'/><instantiatesUri value='{UPSTREAM}/0'/><extension url='{UPSTREAM}/0'><valueUri\n value\t=\n'{UPSTREAM}/1' /></extension>\
+         <a x='>' value='{UPSTREAM}/2'/><b value='{UPSTREAM}/ValueSet/0'/><f:link\tvalue = \"HTTPS://ehr.example:443/api/FHIR/R4\" >{UPSTREAM}/0</f:link><c value='{UPSTREAM}x/0'/>\
+         <value value='{UPSTREAM}/0'/><d value='&#104;ttps&#x3A;//ehr.example/api/FHIR/R4/3&amp;x'/><e value='&foo;{UPSTREAM}/0'/></Patient>"
+    );
+    for size in [1, 2, 5, 33, 10_000] {
+        let out = String::from_utf8(in_chunks(&bases(), Format::Xml, body.as_bytes(), size)).unwrap();
+        let moved: Vec<String> = out.split(CALLED).skip(1).map(|rest| rest.chars().take(2).collect()).collect();
+        assert_eq!(moved, ["/1", "/2", "\" ", "/3"], "by {size}: {out}");
+        assert!(out.contains(&format!("'{CALLED}/3&amp;x'")), "{out}");
     }
 }
 
@@ -399,6 +431,8 @@ fn text() -> impl Strategy<Value = String> {
         "😀",
         "B",
         "\u{1}",
+        "\"instantiatesUri\":[",
+        "\"profile\" : [",
     ]);
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }

@@ -322,9 +322,6 @@ impl Json {
         };
         let back = Back { before: &self.before, buffer };
         let Ok(place) = isize::try_from(quote) else { return Verdict::Leave };
-        if back.is_escaped(place) {
-            return Verdict::Leave;
-        }
         if scan.links.as_ref().is_some_and(|links| links.holds(quote)) {
             match link(scan, quote) {
                 Some(Verdict::More) if !scan.last => return Verdict::More,

@@ -141,6 +141,7 @@ impl Back<'_> {
             Some((b':', colon)) if self.name_is_left_alone(colon) => Role::LeftAlone,
             None | Some((b':' | b'[', _)) => Role::Value,
             Some((b',', _)) => Role::Unknown,
+            // An opening brace, or the backslash of an escaped quote within a string.
             Some(_) => Role::LeftAlone,
         }
     }
