@@ -1,1 +1,438 @@
-//! custody
+//! Custody: keeping an EHR's tokens alive, sealed and single.
+//!
+//! ```text
+//! bearer() ── fresh ──────────────────────────────► the bearer, from memory
+//!     │  due ───► the bearer, and a flight ─┐
+//!     │  expired ─► waits for the flight ◄──┤   one per grant, on the control runtime
+//!     wheel ── warm and due ────────────────┘
+//!                  intent ─► token request ─► store ─► memory ─► who waits
+//! ```
+//!
+//! `machine` decides, `outcome` is the table of ends, `refresh` carries out; the rest is here.
+
+mod entry;
+mod flights;
+mod machine;
+mod outcome;
+mod refresh;
+mod wheel;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use mantel_adapters::{
+    profile::{Meaning, TokenPolicy},
+    site::{SiteId, VendorId},
+};
+use tokio::runtime::Handle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    entry::{Entry, Table},
+    flights::{Flights, Seat},
+    machine::{Action, Event},
+    refresh::Job,
+    wheel::Wheel,
+};
+pub use self::{machine::Cause, outcome::RefreshOutcome};
+use crate::{
+    clock::{Instant, SharedClock},
+    entropy::SharedEntropy,
+    secret::Secret,
+    store::{BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, SharedStore},
+};
+
+/// An EHR's access token, and the generation of the grant that it belongs to.
+#[derive(Clone, Debug)]
+pub struct Bearer {
+    pub token: Secret<String>,
+    pub generation: i64,
+}
+
+/// Why there is no bearer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CustodyFault {
+    /// The user must authorise again.
+    Ended(EndReason),
+    /// We, the store or the EHR cannot serve at present: never the user's fault.
+    Unavailable { retry_after: Duration },
+    /// Our registration at the EHR is wrong: an alarm, and the grant lives.
+    Misconfigured { retry_after: Duration },
+    /// The EHR holds the grant back until the user acts there.
+    Suspended { retry_after: Duration },
+}
+
+impl CustodyFault {
+    const fn of(cause: Cause, retry_after: Duration) -> Self {
+        match cause {
+            Cause::Misconfigured => Self::Misconfigured { retry_after },
+            Cause::Suspended => Self::Suspended { retry_after },
+            Cause::Passing | Cause::Store | Cause::Elsewhere => Self::Unavailable { retry_after },
+        }
+    }
+}
+
+/// What an EHR's token endpoint answered to a refresh.
+#[derive(Clone, Debug)]
+pub enum RefreshAnswer {
+    Tokens {
+        access: Secret<String>,
+        /// None: the old one stays good (RFC 6749, 6).
+        refresh: Option<Secret<String>>,
+        /// `expires_in`.
+        lifetime: Option<Duration>,
+        scope: Option<String>,
+        id_token: Option<Secret<String>>,
+    },
+    Refused {
+        meaning: Meaning,
+        retry_after: Option<Duration>,
+        /// For the log: status and error code, nothing of the request.
+        detail: String,
+    },
+    /// Certainly not sent: no connection was made.
+    NotSent,
+    /// Sent, or perhaps sent, and not answered as a token endpoint answers.
+    Unknown,
+}
+
+/// An EHR's token endpoint.
+#[async_trait]
+pub trait TokenEndpoint: Send + Sync {
+    async fn refresh(&self, grant: &Grant, refresh_token: &Secret<String>, scope: Option<&str>) -> RefreshAnswer;
+}
+
+/// `session_max` and `session_idle` of an app whose custody is a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    pub max: Duration,
+    pub idle: Duration,
+}
+
+/// How a grant is kept.
+#[derive(Clone, Debug)]
+pub struct GrantPolicy {
+    pub vendor: VendorId,
+    pub tokens: TokenPolicy,
+    /// Only where the grant is to end by them.
+    pub session: Option<SessionLimits>,
+    /// How long an unused grant is refreshed where its refresh token dies with the access token
+    /// (`session_idle`).
+    pub cold_for: Duration,
+}
+
+/// The configuration's word on grants, by their site, registration and fingerprint.
+pub trait Policies: Send + Sync {
+    /// None: its site or registration is no longer configured.
+    fn of(&self, grant: &Grant) -> Option<GrantPolicy>;
+
+    /// What a refresh that was answered with `scope` changes in what the grant is about.
+    fn learnt(&self, grant: &Grant, scope: &str) -> Option<GrantFacts>;
+}
+
+/// What is counted.
+pub trait CustodyEvents: Send + Sync {
+    fn refresh(&self, vendor: &VendorId, site: &SiteId, outcome: RefreshOutcome);
+    /// Custody ended a grant.
+    fn ended(&self, reason: EndReason);
+    /// A request joined a flight that was under way.
+    fn joined(&self);
+    /// The store did not take an EHR's answer: it is kept in memory and tried again.
+    fn kept(&self);
+}
+
+pub struct CustodyContext {
+    pub store: SharedStore,
+    pub endpoint: Arc<dyn TokenEndpoint>,
+    pub clock: SharedClock,
+    pub entropy: SharedEntropy,
+    /// The control runtime: flights and the wheel run there, whoever asked.
+    pub handle: Handle,
+    pub boot: BootId,
+    pub events: Arc<dyn CustodyEvents>,
+    pub policies: Arc<dyn Policies>,
+    /// A token request's own deadline, whoever waits for it.
+    pub token_timeout: Duration,
+}
+
+/// A flight's end, for each who waits.
+type Flown = Result<Bearer, CustodyFault>;
+
+/// An entry and the number of its flight.
+type FlightKey = (GrantId, u64);
+
+/// Custody of all grants in this process.
+#[derive(Clone)]
+pub struct Custody(Arc<Inner>);
+
+struct Inner {
+    context: CustodyContext,
+    table: Table,
+    flights: Flights<FlightKey, Flown>,
+    wheel: Wheel,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What nobody used for so long is forgotten; the store knows it.
+const FORGET_AFTER: Duration = Duration::from_secs(30 * 60);
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
+/// Grants read at once after a start.
+const PAGE: u32 = 500;
+
+/// What a caller is told whose own deadline came first.
+const SOON: Duration = Duration::from_secs(1);
+
+impl Custody {
+    /// Starts the wheel, which reads the store for grants that need it though nobody asks.
+    pub fn new(context: CustodyContext) -> Self {
+        let flights = Flights::new(context.handle.clone());
+        let inner = Arc::new(Inner {
+            context,
+            table: Table::new(),
+            flights,
+            wheel: Wheel::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let handle = &inner.context.handle;
+        inner.tasks.spawn_on(inner.clone().turn(), handle);
+        inner.tasks.spawn_on(inner.clone().read_all(), handle);
+        Self(inner)
+    }
+
+    /// The EHR's bearer for a grant. A fresh one comes from memory; an expired one is waited for until
+    /// `deadline`, which ends the waiting, never the refresh.
+    ///
+    /// # Errors
+    /// [`CustodyFault::Ended`] only where the user must authorise again.
+    pub async fn bearer(&self, grant: GrantId, deadline: Instant) -> Result<Bearer, CustodyFault> {
+        if let Some(bearer) = self.0.table.get(grant).and_then(|entry| entry.fresh(self.0.now())) {
+            return Ok(bearer);
+        }
+        let asked = async {
+            let entry = self.0.known(grant).await?;
+            match self.0.ask(&entry, Event::Asked).await? {
+                Some(bearer) => Ok(bearer),
+                None => Err(CustodyFault::Unavailable { retry_after: SOON }),
+            }
+        };
+        in_time(deadline, asked).await
+    }
+
+    /// After an upstream 401 to the bearer of `generation`: another bearer to try once, or none where the
+    /// refusal is that resource's and the grant lives.
+    ///
+    /// # Errors
+    /// As [`Self::bearer`].
+    pub async fn refused(
+        &self,
+        grant: GrantId,
+        generation: i64,
+        deadline: Instant,
+    ) -> Result<Option<Bearer>, CustodyFault> {
+        let asked = async {
+            let entry = self.0.known(grant).await?;
+            let current = generation >= entry.generation();
+            match self.0.ask(&entry, Event::Refused { current }).await? {
+                // The refresh came to nothing and the old bearer was refused: nobody can tell more now.
+                Some(bearer) if bearer.generation <= generation => Err(CustodyFault::Unavailable { retry_after: SOON }),
+                other => Ok(other),
+            }
+        };
+        in_time(deadline, asked).await
+    }
+
+    /// Takes up a grant as the store has it: a new one, or one whose generation has moved on.
+    pub fn adopt(&self, grant: &Grant) {
+        self.0.adopt(grant);
+    }
+
+    /// Forgets a grant that has ended. A flight under way finds that out from the store.
+    pub fn forget(&self, grant: GrantId) {
+        self.0.forget(grant);
+    }
+
+    /// Starts nothing more of its own and waits for the flights under way: what an EHR answers is stored.
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.flights.landed().await;
+    }
+}
+
+async fn in_time<T>(
+    deadline: Instant,
+    asked: impl Future<Output = Result<T, CustodyFault>>,
+) -> Result<T, CustodyFault> {
+    let late = Err(CustodyFault::Unavailable { retry_after: SOON });
+    tokio::time::timeout_at(deadline, asked).await.unwrap_or(late)
+}
+
+impl Inner {
+    fn now(&self) -> Instant {
+        self.context.clock.monotonic()
+    }
+
+    /// The entry of a grant, from the store if need be.
+    async fn known(&self, id: GrantId) -> Result<Arc<Entry>, CustodyFault> {
+        for _ in 0..5 {
+            let before = self.table.forgotten(id);
+            if let Some(entry) = self.table.get(id) {
+                return Ok(entry);
+            }
+            let entry = self.read(id).await?;
+            if self.table.forgotten(id) == before {
+                return Ok(entry);
+            }
+            // A grant ended while this one was read: it may have been this one.
+            self.table.remove(id);
+        }
+        Err(CustodyFault::Unavailable { retry_after: SOON })
+    }
+
+    async fn read(&self, id: GrantId) -> Result<Arc<Entry>, CustodyFault> {
+        match self.context.store.grant(id).await {
+            Ok(Some(Grant { state: GrantState::Ended { reason, .. }, .. })) => Err(CustodyFault::Ended(reason)),
+            Ok(Some(grant)) => Ok(self.adopt(&grant)),
+            // What the store has forgotten ended long ago.
+            Ok(None) => Err(CustodyFault::Ended(EndReason::Expired)),
+            Err(error) => {
+                tracing::warn!(grant = %id, %error, "a grant cannot be read");
+                Err(CustodyFault::Unavailable { retry_after: SOON })
+            }
+        }
+    }
+
+    fn adopt(&self, grant: &Grant) -> Arc<Entry> {
+        let (now, wall) = (self.now(), self.context.clock.now());
+        let policy = self.context.policies.of(grant);
+        let (rules, state) = entry::read(grant, policy.as_ref(), wall, now);
+        let entry = self.table.enter(Entry::new(grant, rules, state, now));
+        if entry.generation() < grant.generation {
+            entry.renew(grant, policy.as_ref(), grant.tokens.received.until(wall), now);
+        }
+        self.wheel.set(grant.id, entry.next_wake(now));
+        entry
+    }
+
+    fn forget(&self, id: GrantId) {
+        self.table.remove(id);
+        self.wheel.set(id, None);
+    }
+
+    /// Puts an event to the machine and does what it says. None: the EHR's refusal stands.
+    async fn ask(self: &Arc<Self>, entry: &Arc<Entry>, event: Event) -> Result<Option<Bearer>, CustodyFault> {
+        // A flight may land between the step and the look for it; it has then changed what the next step says.
+        for _ in 0..3 {
+            let now = self.now();
+            let (action, flight) = entry.step(event, now);
+            let seat = match action {
+                Action::Serve => return Ok(entry.alive(now)),
+                Action::ServeAndFly => {
+                    drop(self.start(entry, flight, Job::Refresh));
+                    return Ok(entry.alive(now));
+                }
+                Action::Fly => Some(self.start(entry, flight, Job::Refresh)),
+                Action::End(reason) => Some(self.start(entry, flight, Job::End(reason))),
+                Action::Join => {
+                    self.context.events.joined();
+                    self.flights.find(&(entry.id, flight))
+                }
+                Action::Unavailable { cause, after } => return Err(CustodyFault::of(cause, after.max(SOON))),
+                Action::Over(reason) => return Err(CustodyFault::Ended(reason)),
+                Action::Theirs | Action::Sleep(_) | Action::Rest => return Ok(None),
+            };
+            if let Some(seat) = seat {
+                let bearer = seat.answer().await.unwrap_or(Err(CustodyFault::Unavailable { retry_after: SOON }))?;
+                entry.touch(self.now());
+                return Ok(Some(bearer));
+            }
+        }
+        Err(CustodyFault::Unavailable { retry_after: SOON })
+    }
+
+    fn start(self: &Arc<Self>, entry: &Arc<Entry>, flight: u64, job: Job) -> Seat<Flown> {
+        self.wheel.set(entry.id, None);
+        let (inner, entry) = (self.clone(), entry.clone());
+        self.flights.join((entry.id, flight), || inner.fly(entry, job))
+    }
+
+    // ---- what happens though nobody asks ---------------------------------------------------------------
+
+    async fn turn(self: Arc<Self>) {
+        let mut tidy = tokio::time::interval(TIDY_EVERY);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                due = self.wheel.due() => {
+                    for id in due {
+                        self.wake(id).await;
+                    }
+                }
+                _ = tidy.tick() => self.table.tidy(FORGET_AFTER, self.now()),
+            }
+        }
+    }
+
+    async fn wake(self: &Arc<Self>, id: GrantId) {
+        let entry = match self.known(id).await {
+            Ok(entry) => entry,
+            Err(CustodyFault::Ended(_)) => return,
+            Err(_) => return self.wheel.set_if_none(id, self.now() + Duration::from_secs(5)),
+        };
+        let now = self.now();
+        let (action, flight) = entry.step(Event::Woken, now);
+        match action {
+            Action::Fly => drop(self.start(&entry, flight, Job::Refresh)),
+            Action::End(reason) => drop(self.start(&entry, flight, Job::End(reason))),
+            Action::Sleep(at) => self.wheel.set(id, Some(at)),
+            _ => {}
+        }
+    }
+
+    /// Finds, after a start, the grants that must not wait for their next use: doubtful ones, those that
+    /// end by time, those whose refresh token dies with the access token.
+    async fn read_all(self: Arc<Self>) {
+        let (mut after, mut failures) = (None, 0);
+        loop {
+            let page = tokio::select! {
+                () = self.stop.cancelled() => return,
+                page = self.context.store.grants_after(after, PAGE) => page,
+            };
+            match page {
+                Ok(page) => {
+                    let Some(last) = page.last() else { return };
+                    after = Some(last.id);
+                    failures = 0;
+                    for grant in &page {
+                        self.note(grant);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the grants cannot be read; trying again");
+                    failures += 1;
+                    let wait = Cause::Store.wait(failures, None, u32::MAX);
+                    tokio::select! {
+                        () = self.stop.cancelled() => return,
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&self, grant: &Grant) {
+        let now = self.now();
+        let policy = self.context.policies.of(grant);
+        let (rules, state) = entry::read(grant, policy.as_ref(), self.context.clock.now(), now);
+        if let (true, Some(at)) = (state.needs_wheel(&rules), state.next_wake(&rules, now)) {
+            self.wheel.set_if_none(grant.id, at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

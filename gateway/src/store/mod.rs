@@ -172,6 +172,9 @@ pub trait Store: Send + Sync {
     /// Adds a key, unless one younger than `unless_younger_than` is there; the keys then.
     async fn add_signing_key(&self, key: &SigningKey, unless_younger_than: Timestamp) -> StoreResult<Vec<SigningKey>>;
 
+    /// Adds revocations of tokens whose grant has ended or moved on already. One that is there stays.
+    async fn add_revocations(&self, revocations: &[Revocation]) -> StoreResult<()>;
+
     /// Revocations that are due, at most `limit`.
     async fn due_revocations(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>>;
 

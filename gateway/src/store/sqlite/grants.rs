@@ -206,9 +206,7 @@ pub(super) async fn end(
     .execute(&mut *on)
     .await
     .or_fault()?;
-    for (revocation, body) in revocations {
-        misc::add_revocation(on, &revocation, body).await?;
-    }
+    misc::add_revocations(on, revocations).await?;
     Ok(true)
 }
 

@@ -88,24 +88,25 @@ pub(super) async fn add_signing_key(
     signing_keys(on).await
 }
 
-pub(super) async fn add_revocation(
+pub(super) async fn add_revocations(
     on: &mut SqliteConnection,
-    revocation: &Revocation,
-    body: Vec<u8>,
+    revocations: Vec<(Revocation, Vec<u8>)>,
 ) -> StoreResult<()> {
-    sqlx::query(
-        "INSERT INTO outbox (id, format, kind, not_before, attempts, body) \
-         VALUES ($1, $2, 'revocation', $3, $4, $5) ON CONFLICT (id) DO NOTHING",
-    )
-    .bind(revocation.id.as_bytes().as_slice())
-    .bind(FORMAT)
-    .bind(revocation.not_before.0)
-    .bind(revocation.attempts)
-    .bind(body)
-    .execute(on)
-    .await
-    .map(drop)
-    .or_fault()
+    for (revocation, body) in revocations {
+        sqlx::query(
+            "INSERT INTO outbox (id, format, kind, not_before, attempts, body) \
+             VALUES ($1, $2, 'revocation', $3, $4, $5) ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(revocation.id.as_bytes().as_slice())
+        .bind(FORMAT)
+        .bind(revocation.not_before.0)
+        .bind(revocation.attempts)
+        .bind(body)
+        .execute(&mut *on)
+        .await
+        .or_fault()?;
+    }
+    Ok(())
 }
 
 type OutboxColumns = (Vec<u8>, i64, i64, i64, Vec<u8>);

@@ -88,6 +88,11 @@ impl Sqlite {
         })
     }
 
+    fn sealed(&self, revocations: &[Revocation]) -> StoreResult<Vec<(Revocation, Vec<u8>)>> {
+        let seal = |it: &Revocation| Ok((it.clone(), records::seal_revocation(&self.sealer, it)?));
+        revocations.iter().map(seal).collect()
+    }
+
     fn keys(&self, rows: Vec<misc::KeyColumns>) -> StoreResult<Vec<SigningKey>> {
         let open = |(format, kid, created, sealed): misc::KeyColumns| {
             records::readable("signing_keys", format)?;
@@ -230,8 +235,7 @@ impl Store for Sqlite {
         revocations: &[Revocation],
         now: Timestamp,
     ) -> StoreResult<bool> {
-        let seal = |it: &Revocation| Ok((it.clone(), records::seal_revocation(&self.sealer, it)?));
-        let these = Revoke::These(revocations.iter().map(seal).collect::<StoreResult<_>>()?);
+        let these = Revoke::These(self.sealed(revocations)?);
         let sealer = self.sealer.clone();
         self.engine
             .write(move |on| Box::pin(async move { grants::end(on, &sealer, id, reason, consumed, these, now).await }))
@@ -323,6 +327,11 @@ impl Store for Sqlite {
         let sealed = self.sealer.seal(records::key_place(&key.kid), plain)?;
         let (kid, created) = (key.kid.clone(), key.created);
         self.keys(on!(self.write, misc::add_signing_key(kid, created, sealed, unless_younger_than)).await?)
+    }
+
+    async fn add_revocations(&self, revocations: &[Revocation]) -> StoreResult<()> {
+        let sealed = self.sealed(revocations)?;
+        on!(self.write, misc::add_revocations(sealed)).await
     }
 
     async fn due_revocations(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>> {

@@ -1,0 +1,246 @@
+//! A grant in memory: the bearer that is served, beside the machine's state.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    Bearer, GrantPolicy,
+    machine::{Action, Doubt, Event, Rules, State, Times},
+};
+use crate::{
+    clock::{Instant, Timestamp},
+    secret::Secret,
+    store::{Grant, GrantId, GrantState},
+};
+
+/// What a fresh request needs, and nothing else.
+struct Held {
+    token: Secret<String>,
+    generation: i64,
+    due: Instant,
+    expires: Instant,
+}
+
+pub(super) struct Entry {
+    pub id: GrantId,
+    held: ArcSwap<Held>,
+    /// Last use in nanoseconds since `born`, plus one; zero: none.
+    used: AtomicU64,
+    born: Instant,
+    guts: Mutex<Guts>,
+    /// The store may hold an intent of ours behind which there is no request: its answer was lost, or it
+    /// could not be cleared.
+    pub idle_intent: AtomicBool,
+}
+
+struct Guts {
+    state: State,
+    rules: Rules,
+    /// Numbers the flights of this entry: the key of the one under way.
+    flight: u64,
+}
+
+/// A grant's rules and state as the store has it.
+pub(super) fn read(grant: &Grant, policy: Option<&GrantPolicy>, wall: Timestamp, now: Instant) -> (Rules, State) {
+    let rules = rules(policy);
+    let lifetime = rules.lifetime(Some(grant.tokens.lifetime));
+    let times = Times::new(&rules, lifetime, grant.tokens.received.until(wall), now);
+    let mut state = State::new(times, grant.tokens.refresh.is_some());
+    if let GrantState::InDoubt { since, .. } = grant.state {
+        state.doubt = Some(Doubt::new(&rules, times.expires, since.until(wall), now));
+    }
+    state.session_ends = policy
+        .and_then(|policy| policy.session)
+        .map(|session| now + session.max.saturating_sub(grant.created.until(wall)));
+    (rules, state)
+}
+
+pub(super) fn rules(policy: Option<&GrantPolicy>) -> Rules {
+    match policy {
+        Some(policy) => {
+            let idle = policy.session.map_or(policy.cold_for, |session| session.idle);
+            Rules::new(&policy.tokens, idle, policy.session.is_some())
+        }
+        // A grant whose registration is gone is served while its token lives.
+        None => Rules::new(&mantel_adapters::profile::TokenPolicy::default(), Duration::ZERO, false),
+    }
+}
+
+impl Entry {
+    pub(super) fn new(grant: &Grant, rules: Rules, state: State, now: Instant) -> Self {
+        Self {
+            id: grant.id,
+            held: ArcSwap::from_pointee(Held::of(grant, &state.times)),
+            used: AtomicU64::new(0),
+            born: now,
+            guts: Mutex::new(Guts { state, rules, flight: 0 }),
+            idle_intent: AtomicBool::new(false),
+        }
+    }
+
+    /// The bearer, if it is fresh: no lock, no store.
+    pub(super) fn fresh(&self, now: Instant) -> Option<Bearer> {
+        let held = self.held.load();
+        (now < held.due).then(|| {
+            self.touch(now);
+            held.bearer()
+        })
+    }
+
+    /// The bearer, if it lives.
+    pub(super) fn alive(&self, now: Instant) -> Option<Bearer> {
+        let held = self.held.load();
+        (now < held.expires).then(|| held.bearer())
+    }
+
+    pub(super) fn generation(&self) -> i64 {
+        self.held.load().generation
+    }
+
+    pub(super) fn touch(&self, now: Instant) {
+        let nanos = u64::try_from(now.saturating_duration_since(self.born).as_nanos()).unwrap_or(u64::MAX - 1);
+        self.used.fetch_max(nanos + 1, Ordering::Relaxed);
+    }
+
+    /// One step of the machine, and the number of the flight that it speaks of.
+    pub(super) fn step(&self, event: Event, now: Instant) -> (Action, u64) {
+        let mut guts = self.guts();
+        let Guts { state, rules, flight } = &mut *guts;
+        let action = state.step(rules, event, now);
+        if matches!(action, Action::Fly | Action::ServeAndFly | Action::End(_)) {
+            *flight += 1;
+        }
+        if state.ended.is_some() {
+            self.held.store(Arc::new(Held { token: Secret::from(""), generation: i64::MAX, due: now, expires: now }));
+        }
+        (action, *flight)
+    }
+
+    /// New tokens, stored before: from now on they are served. `age`: since the EHR's answer.
+    pub(super) fn renew(&self, grant: &Grant, policy: Option<&GrantPolicy>, age: Duration, now: Instant) {
+        let mut guts = self.guts();
+        guts.rules = rules(policy);
+        let times = Times::new(&guts.rules, guts.rules.lifetime(Some(grant.tokens.lifetime)), age, now);
+        let Guts { state, rules, .. } = &mut *guts;
+        state.step(rules, Event::Renewed { times, refreshable: grant.tokens.refresh.is_some() }, now);
+        if state.ended.is_none() {
+            self.held.store(Arc::new(Held::of(grant, &times)));
+        }
+        self.idle_intent.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let guts = self.guts();
+        guts.state.next_wake(&guts.rules, now)
+    }
+
+    pub(super) fn expires(&self) -> Instant {
+        self.held.load().expires
+    }
+
+    fn forgettable(&self, unused_for: Duration, now: Instant) -> bool {
+        let guts = self.guts();
+        guts.state.forgettable(&guts.rules, unused_for, now)
+    }
+
+    /// The machine's state is whole after each step, so a panic elsewhere spoils nothing.
+    fn guts(&self) -> MutexGuard<'_, Guts> {
+        let mut guts = self.guts.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = self.used.load(Ordering::Relaxed);
+        if used > 0 {
+            guts.state.used = Some(self.born + Duration::from_nanos(used - 1));
+        }
+        guts
+    }
+}
+
+impl Held {
+    fn of(grant: &Grant, times: &Times) -> Self {
+        Self {
+            token: grant.tokens.access.clone(),
+            generation: grant.generation,
+            due: times.due,
+            expires: times.expires,
+        }
+    }
+
+    fn bearer(&self) -> Bearer {
+        Bearer { token: self.token.clone(), generation: self.generation }
+    }
+}
+
+/// The grants in memory, in shards so that workers do not meet.
+pub(super) struct Table {
+    shards: [Shard; SHARDS],
+}
+
+const SHARDS: usize = 64;
+
+#[derive(Default)]
+struct Shard {
+    entries: RwLock<HashMap<GrantId, Arc<Entry>>>,
+    /// Counts what was forgotten: who read the store before and enters after would bring an ended grant back.
+    forgotten: AtomicU64,
+}
+
+impl Shard {
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<GrantId, Arc<Entry>>> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self { shards: std::array::from_fn(|_| Shard::default()) }
+    }
+
+    fn shard(&self, id: GrantId) -> &Shard {
+        // The last byte of a UUID is random in each version.
+        let [.., last] = id.0.into_bytes();
+        let [first, ..] = &self.shards;
+        self.shards.get(usize::from(last) % SHARDS).unwrap_or(first)
+    }
+
+    pub(super) fn get(&self, id: GrantId) -> Option<Arc<Entry>> {
+        self.shard(id).entries.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The entry that stands: the one that was there before, else this.
+    pub(super) fn enter(&self, entry: Entry) -> Arc<Entry> {
+        self.shard(entry.id).write().entry(entry.id).or_insert_with(|| Arc::new(entry)).clone()
+    }
+
+    pub(super) fn remove(&self, id: GrantId) {
+        let shard = self.shard(id);
+        let mut entries = shard.write();
+        shard.forgotten.fetch_add(1, Ordering::Relaxed);
+        entries.remove(&id);
+    }
+
+    /// Changes whenever a grant of this shard is removed.
+    pub(super) fn forgotten(&self, id: GrantId) -> u64 {
+        let shard = self.shard(id);
+        let _entries = shard.entries.read().unwrap_or_else(PoisonError::into_inner);
+        shard.forgotten.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what was not used for long, so that memory is bounded by the grants in use.
+    pub(super) fn tidy(&self, unused_for: Duration, now: Instant) {
+        for shard in &self.shards {
+            shard.write().retain(|_, entry| !entry.forgettable(unused_for, now));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.entries.read().unwrap().len()).sum()
+    }
+}

@@ -1,0 +1,436 @@
+//! What custody decides, without IO: (state, event, now) → action. It is explored by proptest against a
+//! simple model (`machine_tests.rs`).
+
+use std::time::Duration;
+
+use mantel_adapters::profile::TokenPolicy;
+
+use crate::{clock::Instant, store::EndReason};
+
+/// Lifetimes beyond it are not believed; nothing is lost by renewing once a year.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// A forced refresh, at most so often for a grant.
+pub const FORCED_INTERVAL: Duration = Duration::from_secs(60);
+
+/// So long a late winner is waited for after an unknown outcome, at least.
+pub const LATE_WINNER: Duration = Duration::from_secs(60);
+
+/// `Retry-After` beyond it is not believed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// What a grant's profile and app say, before anything is learnt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    pub refresh_before: Duration,
+    pub min_interval: Duration,
+    pub assume_lifetime: Duration,
+    pub reuse_grace: Duration,
+    /// An unused grant is refreshed all the same until it was unused for so long: where its refresh
+    /// token dies with the access token.
+    pub cold_for: Option<Duration>,
+    /// The grant ends when it was unused for so long.
+    pub session_idle: Option<Duration>,
+}
+
+impl Rules {
+    pub fn new(policy: &TokenPolicy, session_idle: Duration, session: bool) -> Self {
+        Self {
+            refresh_before: policy.refresh_before,
+            min_interval: policy.min_refresh_interval,
+            assume_lifetime: policy.assume_lifetime,
+            reuse_grace: policy.reuse_grace,
+            cold_for: policy.dies_with_access.then_some(session_idle),
+            session_idle: session.then_some(session_idle),
+        }
+    }
+
+    /// The lifetime to go by: none, zero and the absurd are replaced.
+    pub fn lifetime(&self, said: Option<Duration>) -> Duration {
+        said.filter(|said| !said.is_zero()).unwrap_or(self.assume_lifetime).min(LONGEST)
+    }
+
+    /// From receipt until the token falls due: `refresh_before` its end, but not before 60 % of its life.
+    fn due_after(&self, lifetime: Duration) -> Duration {
+        lifetime - self.refresh_before.min(lifetime * 2 / 5)
+    }
+
+    fn min_interval(&self, lifetime: Duration) -> Duration {
+        self.min_interval.min(lifetime / 2)
+    }
+}
+
+/// Where an access token stands. Instants are of the monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// When this process got it: from the EHR, or from the store.
+    pub received: Instant,
+    pub due: Instant,
+    pub expires: Instant,
+    /// Until then no 401 forces a refresh.
+    pub settled: Instant,
+}
+
+impl Times {
+    /// Of a token that is `age` old now.
+    pub fn new(rules: &Rules, lifetime: Duration, age: Duration, now: Instant) -> Self {
+        let lifetime = lifetime.min(LONGEST);
+        Self {
+            received: now,
+            due: now + rules.due_after(lifetime).saturating_sub(age),
+            expires: now + lifetime.saturating_sub(age),
+            settled: now + rules.min_interval(lifetime).saturating_sub(age),
+        }
+    }
+}
+
+/// Why a grant is not refreshed at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Passing,
+    /// Our client id, key or registration: an alarm.
+    Misconfigured,
+    /// The EHR waits for the user.
+    Suspended,
+    /// Our store is away.
+    Store,
+    /// Another process is at it.
+    Elsewhere,
+}
+
+impl Cause {
+    /// First wait and longest wait.
+    const fn backoff(self) -> (Duration, Duration) {
+        match self {
+            Self::Passing | Self::Store => (Duration::from_secs(1), Duration::from_secs(60)),
+            // What people must put right needs no hammering, and is noticed within a quarter of an hour.
+            Self::Misconfigured | Self::Suspended => (Duration::from_secs(60), Duration::from_secs(900)),
+            Self::Elsewhere => (Duration::from_secs(1), Duration::from_secs(1)),
+        }
+    }
+
+    /// Full jitter: anything up to the doubled wait, by a die of 0..=`u32::MAX`; never before `Retry-After`.
+    pub fn wait(self, attempts: u32, retry_after: Option<Duration>, die: u32) -> Duration {
+        let (first, longest) = self.backoff();
+        let most = first.saturating_mul(1 << attempts.min(20)).min(longest);
+        let jittered = most.mul_f64(f64::from(die) / f64::from(u32::MAX));
+        jittered.max(retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub cause: Cause,
+    pub attempts: u32,
+    pub until: Instant,
+}
+
+/// A refresh whose outcome is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// Until then the vendor repeats its answer to the old refresh token.
+    pub grace_until: Instant,
+    /// From then on the one try may be made.
+    pub try_at: Instant,
+}
+
+impl Doubt {
+    /// Of an intent that is `age` old now.
+    pub fn new(rules: &Rules, expires: Instant, age: Duration, now: Instant) -> Self {
+        Self {
+            grace_until: now + rules.reuse_grace.min(LONGEST).saturating_sub(age),
+            try_at: expires.max(now + LATE_WINNER.saturating_sub(age)),
+        }
+    }
+
+    pub fn in_grace(&self, now: Instant) -> bool {
+        now < self.grace_until
+    }
+
+    fn blocked_until(&self, now: Instant) -> Instant {
+        if self.in_grace(now) { now } else { self.try_at }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flight {
+    None,
+    Underway,
+    /// The EHR has answered and the store does not take it: the answer is kept.
+    Keeping,
+}
+
+/// What is known of a grant in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    pub times: Times,
+    pub refreshable: bool,
+    /// Last use by an app, as far as this process knows.
+    pub used: Option<Instant>,
+    pub flight: Flight,
+    pub hold: Option<Hold>,
+    pub doubt: Option<Doubt>,
+    /// When a 401 last forced a refresh.
+    pub forced: Option<Instant>,
+    /// `session_max`.
+    pub session_ends: Option<Instant>,
+    pub ended: Option<EndReason>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An app's request needs a bearer.
+    Asked,
+    /// The EHR answered 401 to a bearer; whether that is still the current one.
+    Refused {
+        current: bool,
+    },
+    /// The wheel came round.
+    Woken,
+    /// The store does not take the EHR's answer.
+    Kept,
+    /// New tokens are stored and shared.
+    Renewed {
+        times: Times,
+        refreshable: bool,
+    },
+    /// The refresh came to nothing.
+    Held {
+        cause: Cause,
+        retry_after: Option<Duration>,
+        die: u32,
+    },
+    /// Its outcome is unknown.
+    Doubtful(Doubt),
+    Ended(EndReason),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The current bearer.
+    Serve,
+    /// The current bearer, and a refresh in the background.
+    ServeAndFly,
+    /// Start a refresh; who asked waits for it.
+    Fly,
+    /// Wait for the one under way.
+    Join,
+    Unavailable {
+        cause: Cause,
+        after: Duration,
+    },
+    /// The grant is at its end: write that down; who asked waits for it.
+    End(EndReason),
+    /// It has ended.
+    Over(EndReason),
+    /// The 401 is that resource's refusal.
+    Theirs,
+    /// Come again at that time.
+    Sleep(Instant),
+    Rest,
+}
+
+impl State {
+    pub const fn new(times: Times, refreshable: bool) -> Self {
+        Self {
+            times,
+            refreshable,
+            used: None,
+            flight: Flight::None,
+            hold: None,
+            doubt: None,
+            forced: None,
+            session_ends: None,
+            ended: None,
+        }
+    }
+
+    pub fn step(&mut self, rules: &Rules, event: Event, now: Instant) -> Action {
+        if let Some(reason) = self.ended {
+            return Action::Over(reason);
+        }
+        match event {
+            Event::Asked => self.asked(rules, now),
+            Event::Refused { current: true } => self.refused(now),
+            // On an older bearer: the newer one may do.
+            Event::Refused { current: false } => self.asked(rules, now),
+            Event::Woken => self.woken(rules, now),
+            Event::Kept => {
+                self.flight = Flight::Keeping;
+                Action::Rest
+            }
+            Event::Renewed { times, refreshable } => {
+                let Self { used, forced, session_ends, .. } = *self;
+                *self = Self { used, forced, session_ends, ..Self::new(times, refreshable) };
+                Action::Rest
+            }
+            Event::Held { cause, retry_after, die } => {
+                self.flight = Flight::None;
+                let attempts = self.hold.filter(|hold| hold.cause == cause).map_or(0, |hold| hold.attempts);
+                let until = now + cause.wait(attempts, retry_after, die);
+                self.hold = Some(Hold { cause, attempts: attempts.saturating_add(1), until });
+                Action::Rest
+            }
+            Event::Doubtful(doubt) => {
+                self.flight = Flight::None;
+                self.hold = None;
+                self.doubt = Some(doubt);
+                Action::Rest
+            }
+            Event::Ended(reason) => {
+                self.flight = Flight::None;
+                self.ended = Some(reason);
+                Action::Rest
+            }
+        }
+    }
+
+    fn asked(&mut self, rules: &Rules, now: Instant) -> Action {
+        if let Some(action) = self.session_over(rules, now) {
+            return action;
+        }
+        self.used = Some(now);
+        let alive = now < self.times.expires;
+        if now < self.times.due {
+            return Action::Serve;
+        }
+        match self.way(now) {
+            Way::Free if alive => self.fly(Action::ServeAndFly),
+            _ if alive => Action::Serve,
+            Way::Free => self.fly(Action::Fly),
+            Way::Busy => Action::Join,
+            Way::Blocked { cause, after } => Action::Unavailable { cause, after },
+            Way::None => self.fly(Action::End(EndReason::Expired)),
+        }
+    }
+
+    fn refused(&mut self, now: Instant) -> Action {
+        let forced_lately = self.forced.is_some_and(|at| now < at + FORCED_INTERVAL);
+        match self.way(now) {
+            // One that is under way brings a newer bearer, whoever forced it.
+            Way::Busy => Action::Join,
+            _ if now < self.times.settled || forced_lately => Action::Theirs,
+            Way::Free => {
+                self.forced = Some(now);
+                self.fly(Action::Fly)
+            }
+            Way::Blocked { cause, after } => Action::Unavailable { cause, after },
+            Way::None => Action::Theirs,
+        }
+    }
+
+    fn woken(&mut self, rules: &Rules, now: Instant) -> Action {
+        if let Some(action) = self.session_over(rules, now) {
+            return action;
+        }
+        match (self.way(now), self.next_wake(rules, now)) {
+            (Way::Busy, _) | (_, None) => Action::Rest,
+            (_, Some(at)) if now < at => Action::Sleep(at),
+            (Way::Free, _) if self.wanted(rules, now) => self.fly(Action::Fly),
+            (Way::None, _) if now >= self.times.expires => self.fly(Action::End(EndReason::Expired)),
+            // Unused: it is refreshed on use. Its session may still come to its end.
+            _ => self.session_end(rules).map_or(Action::Rest, Action::Sleep),
+        }
+    }
+
+    fn fly(&mut self, action: Action) -> Action {
+        self.flight = Flight::Underway;
+        action
+    }
+
+    /// Whether a refresh may start.
+    fn way(&self, now: Instant) -> Way {
+        match self.flight {
+            Flight::Underway => return Way::Busy,
+            // New callers are told at once; the answer is stored as soon as the store takes it.
+            Flight::Keeping => return Way::Blocked { cause: Cause::Store, after: Duration::from_secs(1) },
+            Flight::None => {}
+        }
+        if !self.refreshable {
+            return Way::None;
+        }
+        let until = self.blocked_until(now);
+        if until <= now {
+            return Way::Free;
+        }
+        let cause = self.hold.filter(|hold| hold.until == until).map_or(Cause::Passing, |hold| hold.cause);
+        Way::Blocked { cause, after: until - now }
+    }
+
+    fn blocked_until(&self, now: Instant) -> Instant {
+        let hold = self.hold.map_or(now, |hold| hold.until);
+        let doubt = self.doubt.map_or(now, |doubt| doubt.blocked_until(now));
+        hold.max(doubt)
+    }
+
+    /// Used since its access token came.
+    fn warm(&self) -> bool {
+        self.used.is_some_and(|used| used >= self.times.received)
+    }
+
+    /// Whether a refresh is worth while though nobody asks.
+    fn wanted(&self, rules: &Rules, now: Instant) -> bool {
+        self.doubt.is_some() || self.warm() || rules.cold_for.is_some_and(|cold| now < self.last_use() + cold)
+    }
+
+    /// After a start the last use is not known: it counts from then.
+    fn last_use(&self) -> Instant {
+        self.used.unwrap_or(self.times.received)
+    }
+
+    fn session_over(&mut self, rules: &Rules, now: Instant) -> Option<Action> {
+        let over = self.session_end(rules).is_some_and(|end| end <= now);
+        (over && self.flight == Flight::None).then(|| self.fly(Action::End(EndReason::SessionEnded)))
+    }
+
+    fn session_end(&self, rules: &Rules) -> Option<Instant> {
+        let idle = rules.session_idle.map(|idle| self.last_use() + idle);
+        [idle, self.session_ends].into_iter().flatten().min()
+    }
+
+    /// When to look at the grant though nobody asks.
+    pub fn next_wake(&self, rules: &Rules, now: Instant) -> Option<Instant> {
+        if self.ended.is_some() || self.flight != Flight::None {
+            return None;
+        }
+        let refresh = if !self.refreshable {
+            self.times.expires
+        } else if self.doubt.is_some() {
+            self.blocked_until(now)
+        } else {
+            self.times.due.max(self.blocked_until(self.times.due))
+        };
+        Some(self.session_end(rules).map_or(refresh, |end| end.min(refresh)))
+    }
+
+    /// Whether an unused grant needs the wheel at all; others are refreshed on use.
+    pub fn needs_wheel(&self, rules: &Rules) -> bool {
+        self.doubt.is_some() || !self.refreshable || rules.cold_for.is_some() || self.session_end(rules).is_some()
+    }
+
+    /// Whether nothing is lost if this process forgets it: the store knows the rest.
+    pub fn forgettable(&self, rules: &Rules, unused_for: Duration, now: Instant) -> bool {
+        self.flight == Flight::None
+            && self.hold.is_none()
+            && self.doubt.is_none()
+            && self.session_end(rules).is_none()
+            // What is warm is refreshed when due, for which it must be known to be warm.
+            && !(self.refreshable && self.warm())
+            && self.last_use() + unused_for.max(rules.cold_for.unwrap_or_default()) <= now
+    }
+}
+
+enum Way {
+    Free,
+    Busy,
+    Blocked {
+        cause: Cause,
+        after: Duration,
+    },
+    /// There is no refresh token.
+    None,
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,504 @@
+//! One flight, from the intent to who waits: the order is the promise. The intent is durable before the
+//! request; the answer is durable before memory has it, and in memory before anybody sees it.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use futures_util::FutureExt as _;
+use mantel_adapters::profile::Meaning;
+
+use super::{
+    CustodyFault, Flown, GrantPolicy, Inner, RefreshAnswer, SOON,
+    entry::{self, Entry},
+    machine::{Cause, Doubt, Event, Rules},
+    outcome::{Answer, Attempt, Caller, Next, RefreshOutcome, Row, Stored, row},
+};
+use crate::{
+    clock::{Instant, Timestamp},
+    entropy::uuid7,
+    secret::Secret,
+    store::{Begun, EhrTokens, EndReason, Finished, Grant, GrantId, GrantState, Revocation, StoreError, StoreResult},
+};
+
+/// What a flight is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Job {
+    Refresh,
+    End(EndReason),
+}
+
+/// How a flight ended.
+enum Landing {
+    /// The store has these tokens now; `age`: since the EHR gave them.
+    Renewed {
+        grant: Box<Grant>,
+        age: Duration,
+    },
+    Held {
+        cause: Cause,
+        retry_after: Option<Duration>,
+        caller: Caller,
+    },
+    Doubtful {
+        doubt: Doubt,
+        caller: Caller,
+    },
+    Ended(EndReason),
+}
+
+/// What a flight knows of its grant.
+struct Case {
+    grant: Grant,
+    policy: GrantPolicy,
+    rules: Rules,
+    refresh: Secret<String>,
+}
+
+/// A store operation that may be repeated is repeated so often, before its trouble is passed on.
+const STORE_TRIES: u32 = 3;
+
+impl Inner {
+    pub(super) async fn fly(self: Arc<Self>, entry: Arc<Entry>, job: Job) -> Flown {
+        let mut airborne = Airborne { inner: &self, entry: &entry, landed: false };
+        let landing = match job {
+            Job::Refresh => self.refresh(&entry).await,
+            Job::End(reason) => self.end(&entry, reason).await,
+        };
+        airborne.landed = true;
+        self.land(&entry, landing)
+    }
+
+    /// Memory, then who waits.
+    fn land(&self, entry: &Entry, landing: Landing) -> Flown {
+        let now = self.now();
+        let (event, caller) = match landing {
+            Landing::Renewed { grant, age } => {
+                entry.renew(&grant, self.context.policies.of(&grant).as_ref(), age, now);
+                self.wheel.set(entry.id, entry.next_wake(now));
+                return entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: SOON });
+            }
+            Landing::Held { cause, retry_after, caller } => {
+                let mut die = [0; 4];
+                self.context.entropy.fill(&mut die);
+                (Event::Held { cause, retry_after, die: u32::from_le_bytes(die) }, caller)
+            }
+            Landing::Doubtful { doubt, caller } => (Event::Doubtful(doubt), caller),
+            Landing::Ended(reason) => (Event::Ended(reason), Caller::Ended(reason)),
+        };
+        entry.step(event, now);
+        let wake = entry.next_wake(now);
+        let after = wake.map_or(SOON, |at| at.saturating_duration_since(now).max(SOON));
+        self.wheel.set(entry.id, wake);
+        match caller {
+            Caller::Ended(reason) => {
+                self.forget(entry.id);
+                Err(CustodyFault::Ended(reason))
+            }
+            Caller::Old | Caller::New => entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: after }),
+            Caller::Unavailable => Err(match event {
+                Event::Held { cause, .. } => CustodyFault::of(cause, after),
+                _ => CustodyFault::Unavailable { retry_after: after },
+            }),
+        }
+    }
+
+    // ---- before the request ----------------------------------------------------------------------------
+
+    async fn refresh(&self, entry: &Entry) -> Landing {
+        let case = match self.case(entry).await {
+            Ok(case) => case,
+            Err(landing) => return landing,
+        };
+        let (began, begun_at) = (self.now(), self.context.clock.now());
+        let mut attempt = match self.intend(entry, &case, begun_at).await {
+            Ok(attempt) => attempt,
+            Err(landing) => return landing,
+        };
+        loop {
+            let answer = self.send(&case).await;
+            let row = row(kind(&answer), attempt, entry.alive(self.now()).is_some());
+            let in_grace = began.elapsed() < case.rules.reuse_grace;
+            if row.next == Next::Doubt && in_grace {
+                // The vendor repeats its answer: the old token is tried again at once.
+                self.count(&case, row.counted);
+                attempt = Attempt::InGrace;
+                continue;
+            }
+            return self.settle(entry, &case, row, answer, begun_at).await;
+        }
+    }
+
+    /// The grant as the store has it now, if it is still to be refreshed.
+    async fn case(&self, entry: &Entry) -> Result<Case, Landing> {
+        let grant = match self.context.store.grant(entry.id).await {
+            Ok(Some(grant)) => grant,
+            Ok(None) => return Err(Landing::Ended(EndReason::Expired)),
+            Err(error) => return Err(self.store_away(entry, &error)),
+        };
+        if let GrantState::Ended { reason, .. } = grant.state {
+            return Err(Landing::Ended(reason));
+        }
+        let policy = self.context.policies.of(&grant);
+        if grant.generation > entry.generation() {
+            if let Some(policy) = &policy {
+                self.context.events.refresh(&policy.vendor, &grant.site, RefreshOutcome::Moved);
+            }
+            return Err(self.moved(grant));
+        }
+        let Some(policy) = policy else {
+            tracing::error!(grant = %grant.id, site = %grant.site, registration = %grant.registration,
+                "a grant's site or registration is not configured: it cannot be refreshed");
+            return Err(self.held(entry, Cause::Misconfigured, None));
+        };
+        let Some(refresh) = grant.tokens.refresh.clone() else {
+            return Err(self.held(entry, Cause::Passing, None));
+        };
+        let rules = entry::rules(Some(&policy));
+        Ok(Case { grant, policy, rules, refresh })
+    }
+
+    /// Records the intent; nothing is sent unless that is durable.
+    async fn intend(&self, entry: &Entry, case: &Case, now: Timestamp) -> Result<Attempt, Landing> {
+        let Case { grant, .. } = case;
+        let begun = self.context.store.begin_refresh(grant.id, grant.generation, self.context.boot, now).await;
+        match begun {
+            Ok(Begun::Won { .. }) => Ok(Attempt::First),
+            Ok(Begun::Moved(grant)) => {
+                self.count(case, RefreshOutcome::Moved);
+                Err(self.moved(*grant))
+            }
+            Ok(Begun::Ended(reason)) => Err(Landing::Ended(reason)),
+            Ok(Begun::InDoubt { since, retried }) => self.doubt(entry, case, since, retried, now).await,
+            Ok(Begun::Lost(lease)) if lease.owner == self.context.boot => {
+                if entry.idle_intent.load(Ordering::Relaxed) {
+                    return Ok(Attempt::First);
+                }
+                // An earlier request of this process, whose outcome is unknown.
+                match grant.state {
+                    GrantState::InDoubt { since, retried } => self.doubt(entry, case, since, retried, now).await,
+                    _ => Err(self.held(entry, Cause::Elsewhere, None)),
+                }
+            }
+            Ok(Begun::Lost(_)) => Err(self.held(entry, Cause::Elsewhere, None)),
+            Err(error) => {
+                // It may have been written, and no request is behind it.
+                entry.idle_intent.store(true, Ordering::Relaxed);
+                self.count(case, RefreshOutcome::StoreAway);
+                Err(self.store_away(entry, &error))
+            }
+        }
+    }
+
+    /// After an unknown outcome: whether the old refresh token may be tried now.
+    async fn doubt(
+        &self,
+        entry: &Entry,
+        case: &Case,
+        since: Timestamp,
+        retried: bool,
+        wall: Timestamp,
+    ) -> Result<Attempt, Landing> {
+        let now = self.now();
+        let doubt = Doubt::new(&case.rules, entry.expires(), since.until(wall), now);
+        if doubt.in_grace(now) {
+            return Ok(Attempt::InGrace);
+        }
+        if now < doubt.try_at {
+            return Err(Landing::Doubtful { doubt, caller: self.old(entry) });
+        }
+        let Case { grant, .. } = case;
+        if retried {
+            self.count(case, RefreshOutcome::LostRotation);
+            return Err(self.end_dead(entry, case, EndReason::LostRotation).await);
+        }
+        let noted = self
+            .insist(|| self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.boot, wall))
+            .await;
+        match noted {
+            Ok(true) => Ok(Attempt::Last),
+            Ok(false) => Err(self.held(entry, Cause::Elsewhere, None)),
+            Err(error) => Err(self.store_away(entry, &error)),
+        }
+    }
+
+    // ---- the request and its answer --------------------------------------------------------------------
+
+    async fn send(&self, case: &Case) -> RefreshAnswer {
+        let scope = case.grant.tokens.scope.as_deref().filter(|_| case.policy.tokens.send_scope_on_refresh);
+        let call = AssertUnwindSafe(self.context.endpoint.refresh(&case.grant, &case.refresh, scope)).catch_unwind();
+        match tokio::time::timeout(self.context.token_timeout, call).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => {
+                tracing::error!(grant = %case.grant.id, "the token request panicked: its outcome is unknown");
+                RefreshAnswer::Unknown
+            }
+            Err(_) => RefreshAnswer::Unknown,
+        }
+    }
+
+    async fn settle(
+        &self,
+        entry: &Entry,
+        case: &Case,
+        row: Row,
+        answer: RefreshAnswer,
+        begun_at: Timestamp,
+    ) -> Landing {
+        let (received, wall) = (self.now(), self.context.clock.now());
+        let retry_after = match answer {
+            RefreshAnswer::Tokens { access, refresh, lifetime, scope, id_token } => {
+                let old = &case.grant.tokens;
+                let facts = scope.as_deref().and_then(|scope| self.context.policies.learnt(&case.grant, scope));
+                let tokens = EhrTokens {
+                    access,
+                    refresh: refresh.or_else(|| old.refresh.clone()),
+                    received: wall,
+                    lifetime: case.rules.lifetime(lifetime),
+                    scope: scope.or_else(|| old.scope.clone()),
+                    id_token: id_token.or_else(|| old.id_token.clone()),
+                };
+                return self.store_answer(entry, case, &tokens, facts.as_ref(), received).await;
+            }
+            RefreshAnswer::Refused { meaning, retry_after, detail } => {
+                report(&case.grant, meaning, &detail);
+                retry_after
+            }
+            RefreshAnswer::NotSent | RefreshAnswer::Unknown => None,
+        };
+        self.count(case, row.counted);
+        match row.stored {
+            Stored::End(reason) => return self.end_dead(entry, case, reason).await,
+            Stored::Abandoned => self.abandon(entry, case).await,
+            // A request is behind the intent now, and none of its answers was tokens: those went above.
+            Stored::Intent | Stored::Answer => entry.idle_intent.store(false, Ordering::Relaxed),
+        }
+        if let Next::Backoff(cause) = row.next {
+            return Landing::Held { cause, retry_after, caller: row.caller };
+        }
+        let doubt = Doubt::new(&case.rules, entry.expires(), begun_at.until(wall), received);
+        Landing::Doubtful { doubt, caller: row.caller }
+    }
+
+    /// Stores the EHR's answer, however long that takes: it may be the only live token there is.
+    // A local spill takes it here where the store does not (`custody.md`, "Stored before shared").
+    async fn store_answer(
+        &self,
+        entry: &Entry,
+        case: &Case,
+        tokens: &EhrTokens,
+        facts: Option<&crate::store::GrantFacts>,
+        received: Instant,
+    ) -> Landing {
+        let Case { grant, .. } = case;
+        let mut failures = 0_u32;
+        let finished = loop {
+            let finishing =
+                self.context.store.finish_refresh(grant.id, grant.generation, tokens, facts, tokens.received);
+            match finishing.await {
+                Ok(finished) => break finished,
+                Err(error) => {
+                    tracing::error!(grant = %grant.id, %error, failures, "the store does not take an EHR's answer: it is kept");
+                    entry.step(Event::Kept, self.now());
+                    self.context.events.kept();
+                    let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(6));
+                    tokio::time::sleep(wait.min(Duration::from_secs(5))).await;
+                    failures = failures.saturating_add(1);
+                }
+            }
+        };
+        match finished {
+            Finished::Stored(grant) => {
+                self.count(case, RefreshOutcome::Renewed);
+                Landing::Renewed { grant, age: self.now().saturating_duration_since(received) }
+            }
+            Finished::Moved(current) => {
+                self.count(case, RefreshOutcome::Dropped);
+                // A vendor that repeats its answer gave both the same tokens.
+                if current.tokens.access != tokens.access && current.tokens.refresh != tokens.refresh {
+                    self.revoke_later(grant, tokens).await;
+                }
+                self.moved(*current)
+            }
+            Finished::Ended(reason) => {
+                self.count(case, RefreshOutcome::Dropped);
+                self.revoke_later(grant, tokens).await;
+                Landing::Ended(reason)
+            }
+        }
+    }
+
+    /// Clears the intent of a request that was certainly not answered with tokens.
+    async fn abandon(&self, entry: &Entry, case: &Case) {
+        let Case { grant, .. } = case;
+        let abandoned =
+            self.insist(|| self.context.store.abandon_refresh(grant.id, grant.generation, self.context.boot)).await;
+        if let Err(error) = &abandoned {
+            tracing::warn!(grant = %grant.id, %error, "an intent could not be cleared; it is cleared with the next");
+        }
+        entry.idle_intent.store(abandoned.is_err(), Ordering::Relaxed);
+    }
+
+    // ---- ends ------------------------------------------------------------------------------------------
+
+    /// Ends a grant whose refresh token is dead, unless the store knows better by now.
+    async fn end_dead(&self, entry: &Entry, case: &Case, reason: EndReason) -> Landing {
+        let (id, generation) = (case.grant.id, case.grant.generation);
+        for _ in 0..STORE_TRIES {
+            match self.context.store.grant(id).await {
+                Ok(None) => return Landing::Ended(EndReason::Expired),
+                Ok(Some(Grant { state: GrantState::Ended { reason, .. }, .. })) => return Landing::Ended(reason),
+                Ok(Some(current)) if current.generation != generation => return self.moved(current),
+                Ok(Some(_)) => {}
+                Err(error) => return self.unended(entry, &error),
+            }
+            match self.context.store.end_grant(id, reason, Some(generation), &[], self.context.clock.now()).await {
+                Ok(true) => return self.ended(id, reason),
+                // It moved or ended since it was read.
+                Ok(false) => {}
+                Err(error) => return self.unended(entry, &error),
+            }
+        }
+        self.held(entry, Cause::Elsewhere, None)
+    }
+
+    fn unended(&self, entry: &Entry, error: &StoreError) -> Landing {
+        // The EHR has answered: no request is behind the intent.
+        entry.idle_intent.store(true, Ordering::Relaxed);
+        self.store_away(entry, error)
+    }
+
+    /// Ends a grant by time: its session, or a token that cannot be renewed.
+    async fn end(&self, entry: &Entry, reason: EndReason) -> Landing {
+        let grant = match self.context.store.grant(entry.id).await {
+            Ok(None) => return Landing::Ended(reason),
+            Ok(Some(Grant { state: GrantState::Ended { reason, .. }, .. })) => return Landing::Ended(reason),
+            Ok(Some(grant)) => grant,
+            Err(error) => return self.store_away(entry, &error),
+        };
+        if reason == EndReason::Expired && grant.generation > entry.generation() {
+            return self.moved(grant);
+        }
+        let (guard, revocations) = match reason {
+            // There is nothing left that could be revoked.
+            EndReason::Expired => (Some(grant.generation), Vec::new()),
+            _ => (None, vec![self.revocation(&grant, &grant.tokens)]),
+        };
+        let now = self.context.clock.now();
+        match self.context.store.end_grant(grant.id, reason, guard, &revocations, now).await {
+            Ok(true) => self.ended(grant.id, reason),
+            // It has moved on or ended since: the next to ask is told.
+            Ok(false) => self.held(entry, Cause::Elsewhere, None),
+            Err(error) => self.store_away(entry, &error),
+        }
+    }
+
+    fn ended(&self, id: GrantId, reason: EndReason) -> Landing {
+        tracing::info!(grant = %id, reason = reason.text(), "a grant has ended");
+        self.context.events.ended(reason);
+        Landing::Ended(reason)
+    }
+
+    /// Writes to the outbox that tokens which nobody will use are to be revoked.
+    async fn revoke_later(&self, grant: &Grant, tokens: &EhrTokens) {
+        let revocation = [self.revocation(grant, tokens)];
+        if let Err(error) = self.insist(|| self.context.store.add_revocations(&revocation)).await {
+            tracing::error!(grant = %grant.id, %error, "tokens that nobody will use are not revoked at the EHR");
+        }
+    }
+
+    fn revocation(&self, grant: &Grant, tokens: &EhrTokens) -> Revocation {
+        let now = self.context.clock.now();
+        let (token, hint) = match &tokens.refresh {
+            Some(refresh) => (refresh, "refresh_token"),
+            None => (&tokens.access, "access_token"),
+        };
+        Revocation {
+            id: uuid7(&*self.context.entropy, now),
+            site: grant.site.clone(),
+            registration: grant.registration.clone(),
+            token: token.clone(),
+            hint: hint.to_owned(),
+            attempts: 0,
+            not_before: now,
+        }
+    }
+
+    // ---- helps -----------------------------------------------------------------------------------------
+
+    /// Repeats an operation that may be repeated, a few times, at short distance.
+    async fn insist<T, F>(&self, operation: impl Fn() -> F) -> StoreResult<T>
+    where
+        F: Future<Output = StoreResult<T>>,
+    {
+        let mut tries = 1;
+        loop {
+            match operation().await {
+                Err(_) if tries < STORE_TRIES => {
+                    tokio::time::sleep(Duration::from_millis(50 << tries)).await;
+                    tries += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn count(&self, case: &Case, outcome: RefreshOutcome) {
+        self.context.events.refresh(&case.policy.vendor, &case.grant.site, outcome);
+    }
+
+    fn moved(&self, grant: Grant) -> Landing {
+        let age = grant.tokens.received.until(self.context.clock.now());
+        Landing::Renewed { grant: Box::new(grant), age }
+    }
+
+    fn old(&self, entry: &Entry) -> Caller {
+        if entry.alive(self.now()).is_some() { Caller::Old } else { Caller::Unavailable }
+    }
+
+    fn held(&self, entry: &Entry, cause: Cause, retry_after: Option<Duration>) -> Landing {
+        Landing::Held { cause, retry_after, caller: self.old(entry) }
+    }
+
+    fn store_away(&self, entry: &Entry, error: &StoreError) -> Landing {
+        tracing::warn!(grant = %entry.id, %error, "the store does not answer: a refresh waits");
+        self.held(entry, Cause::Store, None)
+    }
+}
+
+const fn kind(answer: &RefreshAnswer) -> Answer {
+    match answer {
+        RefreshAnswer::Tokens { .. } => Answer::Tokens,
+        RefreshAnswer::Refused { meaning, .. } => Answer::Refused(*meaning),
+        RefreshAnswer::NotSent => Answer::NotSent,
+        RefreshAnswer::Unknown => Answer::Unknown,
+    }
+}
+
+fn report(grant: &Grant, meaning: Meaning, detail: &str) {
+    let (id, site, registration) = (grant.id, &grant.site, &grant.registration);
+    match meaning {
+        Meaning::Misconfigured => {
+            tracing::error!(grant = %id, %site, %registration, detail, "an EHR refuses our registration");
+        }
+        Meaning::Dead | Meaning::Suspended | Meaning::Passing => {
+            tracing::warn!(grant = %id, %site, ?meaning, detail, "an EHR refused a refresh");
+        }
+    }
+}
+
+/// A flight that ends without landing (a panic, a runtime that stops) leaves the grant free to be tried
+/// again; what the store holds of it says how.
+struct Airborne<'a> {
+    inner: &'a Inner,
+    entry: &'a Entry,
+    landed: bool,
+}
+
+impl Drop for Airborne<'_> {
+    fn drop(&mut self) {
+        if !self.landed {
+            let now = self.inner.now();
+            self.entry.step(Event::Held { cause: Cause::Passing, retry_after: None, die: u32::MAX }, now);
+            self.inner.wheel.set(self.entry.id, self.entry.next_wake(now));
+        }
+    }
+}

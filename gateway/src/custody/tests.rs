@@ -1,0 +1,6 @@
+//! Custody against a strict EHR and a real store, with calls counted and time held by the test.
+
+mod doubt;
+mod ends;
+mod flow;
+mod world;

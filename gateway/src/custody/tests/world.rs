@@ -1,0 +1,370 @@
+//! An EHR that rotates and burns refresh tokens, a store, and time that moves only when it is told to.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use mantel_adapters::{
+    profile::{Meaning, TokenPolicy},
+    site::{SiteId, VendorId},
+};
+use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
+use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use crate::{
+    clock::{Clock as _, Instant, TestClock, Timestamp},
+    config::{Base, SealKey},
+    custody::{
+        Bearer, Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, Policies, RefreshAnswer,
+        RefreshOutcome, SessionLimits, TokenEndpoint,
+    },
+    entropy::{SharedEntropy, SystemEntropy, uuid4, uuid7},
+    secret::{Secret, TokenHash},
+    store::{
+        BootId, Code, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, LaunchId, SharedStore, Store as _,
+        sealing::Sealer, sqlite::Sqlite,
+    },
+};
+
+/// While it lives, paused time does not run ahead whenever all tasks wait for the store's threads: tokio
+/// holds it as long as a blocking task runs.
+struct HeldTime {
+    _until_dropped: std::sync::mpsc::Sender<()>,
+}
+
+impl HeldTime {
+    fn new() -> Self {
+        let (held, dropped) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || dropped.recv());
+        Self { _until_dropped: held }
+    }
+}
+
+/// Lets time pass in steps of a second, each with room for what is due.
+pub async fn pass(seconds: u64) {
+    for _ in 0..seconds {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+pub fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// What the EHR does with the next request.
+pub enum Reply {
+    /// As its tokens' state says.
+    Fair,
+    Answer(RefreshAnswer),
+    /// Renews, and the answer is lost.
+    Lost,
+    /// Waits until it is told to go on as the given one.
+    Gate(oneshot::Receiver<Reply>),
+    Never,
+    Panic,
+}
+
+pub fn refuse(meaning: Meaning) -> Reply {
+    Reply::Answer(RefreshAnswer::Refused { meaning, retry_after: None, detail: "400 test".into() })
+}
+
+#[derive(Clone)]
+pub struct Call {
+    pub at: Instant,
+    pub token: String,
+}
+
+/// A token endpoint that burns each refresh token at its use.
+pub struct Ehr {
+    lifetime: Duration,
+    replies: Mutex<VecDeque<Reply>>,
+    /// How many times it has renewed: the good refresh token has that number.
+    renewed: Mutex<u32>,
+    pub calls: watch::Sender<Vec<Call>>,
+}
+
+impl Ehr {
+    pub fn next(&self, reply: Reply) {
+        self.replies.lock().unwrap().push_back(reply);
+    }
+
+    /// The next request waits; what it is told then, it does.
+    pub fn gate(&self) -> oneshot::Sender<Reply> {
+        let (open, gate) = oneshot::channel();
+        self.next(Reply::Gate(gate));
+        open
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.borrow().len()
+    }
+
+    pub async fn called(&self, times: usize) {
+        self.calls.subscribe().wait_for(|calls| calls.len() >= times).await.unwrap();
+    }
+
+    pub fn fair(&self, token: &str) -> RefreshAnswer {
+        let mut renewed = self.renewed.lock().unwrap();
+        if token != format!("refresh-{renewed}") {
+            return RefreshAnswer::Refused { meaning: Meaning::Dead, retry_after: None, detail: "burnt".into() };
+        }
+        *renewed += 1;
+        RefreshAnswer::Tokens {
+            access: format!("access-{renewed}").into(),
+            refresh: Some(format!("refresh-{renewed}").into()),
+            lifetime: Some(self.lifetime),
+            scope: None,
+            id_token: None,
+        }
+    }
+}
+
+#[async_trait]
+impl TokenEndpoint for Ehr {
+    async fn refresh(&self, _grant: &Grant, refresh_token: &Secret<String>, _scope: Option<&str>) -> RefreshAnswer {
+        let token = refresh_token.expose().clone();
+        self.calls.send_modify(|calls| calls.push(Call { at: Instant::now(), token: token.clone() }));
+        let mut reply = self.replies.lock().unwrap().pop_front().unwrap_or(Reply::Fair);
+        if let Reply::Gate(gate) = reply {
+            reply = gate.await.unwrap_or(Reply::Fair);
+        }
+        match reply {
+            Reply::Fair | Reply::Gate(_) => self.fair(&token),
+            Reply::Answer(answer) => answer,
+            Reply::Lost => {
+                self.fair(&token);
+                RefreshAnswer::Unknown
+            }
+            Reply::Never => std::future::pending().await,
+            Reply::Panic => panic!("a bug in the token client"),
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct Counted {
+    pub refreshes: BTreeMap<RefreshOutcome, usize>,
+    pub ended: Vec<EndReason>,
+    pub joined: usize,
+    pub kept: usize,
+}
+
+#[derive(Default)]
+pub struct Counter(watch::Sender<Counted>);
+
+impl CustodyEvents for Counter {
+    fn refresh(&self, vendor: &VendorId, _site: &SiteId, outcome: RefreshOutcome) {
+        assert_eq!(vendor.as_str(), "epic");
+        self.0.send_modify(|counted| *counted.refreshes.entry(outcome).or_default() += 1);
+    }
+
+    fn ended(&self, reason: EndReason) {
+        self.0.send_modify(|counted| counted.ended.push(reason));
+    }
+
+    fn joined(&self) {
+        self.0.send_modify(|counted| counted.joined += 1);
+    }
+
+    fn kept(&self) {
+        self.0.send_modify(|counted| counted.kept += 1);
+    }
+}
+
+pub struct Profile(pub Mutex<GrantPolicy>);
+
+impl Policies for Profile {
+    fn of(&self, _grant: &Grant) -> Option<GrantPolicy> {
+        Some(self.0.lock().unwrap().clone())
+    }
+
+    fn learnt(&self, grant: &Grant, scope: &str) -> Option<GrantFacts> {
+        Some(GrantFacts { upstream: Some(scope.to_owned()), ..grant.facts.clone() })
+    }
+}
+
+/// Any boot's surroundings: what outlives it.
+pub struct World {
+    pub custody: Custody,
+    pub store: Arc<Sqlite>,
+    pub ehr: Arc<Ehr>,
+    pub counter: Arc<Counter>,
+    pub profile: Arc<Profile>,
+    clock: Arc<TestClock>,
+    entropy: SharedEntropy,
+    pub boot: BootId,
+    _time: HeldTime,
+}
+
+pub const START: Timestamp = Timestamp(1_800_000_000_000);
+
+pub fn epic() -> TokenPolicy {
+    TokenPolicy { refresh_before: secs(300), ..TokenPolicy::default() }
+}
+
+impl World {
+    /// An EHR of that access token lifetime, and a profile.
+    pub async fn new(lifetime: u64, tokens: TokenPolicy) -> Self {
+        Self::on(None, lifetime, tokens).await
+    }
+
+    pub async fn on(database: Option<&Path>, lifetime: u64, tokens: TokenPolicy) -> Self {
+        Self::with(database, lifetime, tokens, secs(60)).await
+    }
+
+    /// One whose token requests never end by themselves: a process that is killed does nothing more.
+    pub async fn to_be_killed(lifetime: u64) -> Self {
+        Self::with(None, lifetime, epic(), secs(1_000_000)).await
+    }
+
+    async fn with(database: Option<&Path>, lifetime: u64, tokens: TokenPolicy, token_timeout: Duration) -> Self {
+        let time = HeldTime::new();
+        let key = SealKey { id: "k".into(), bytes: Secret::new([1; 32]) };
+        let store = Arc::new(Sqlite::open(database, Arc::new(Sealer::new(&[key]).unwrap())).await.unwrap());
+        let ehr = Arc::new(Ehr {
+            lifetime: secs(lifetime),
+            replies: Mutex::default(),
+            renewed: Mutex::new(1),
+            calls: watch::Sender::default(),
+        });
+        let vendor = "epic".parse().unwrap();
+        let policy = GrantPolicy { vendor, tokens, session: None, cold_for: secs(1800) };
+        let profile = Arc::new(Profile(Mutex::new(policy)));
+        let (clock, entropy): (_, SharedEntropy) = (Arc::new(TestClock::new(START)), Arc::new(SystemEntropy::new()));
+        let counter = Arc::new(Counter::default());
+        let boot = BootId(uuid4(&*entropy));
+        let context = CustodyContext {
+            store: store.clone(),
+            endpoint: ehr.clone(),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            handle: tokio::runtime::Handle::current(),
+            boot,
+            events: counter.clone(),
+            policies: profile.clone(),
+            token_timeout,
+        };
+        Self { custody: Custody::new(context), store, ehr, counter, profile, clock, entropy, boot, _time: time }
+    }
+
+    /// Another life of the process: nothing is left but the store and the EHR.
+    pub fn reboot(&mut self) {
+        self.custody.0.stop.cancel();
+        self.boot = BootId(uuid4(&*self.entropy));
+        self.counter = Arc::new(Counter::default());
+        self.custody = Custody::new(CustodyContext {
+            store: self.store.clone() as SharedStore,
+            endpoint: self.ehr.clone(),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            handle: tokio::runtime::Handle::current(),
+            boot: self.boot,
+            events: self.counter.clone(),
+            policies: self.profile.clone(),
+            token_timeout: secs(60),
+        });
+    }
+
+    pub fn session(&self, max: u64, idle: u64) {
+        self.profile.0.lock().unwrap().session = Some(SessionLimits { max: secs(max), idle: secs(idle) });
+    }
+
+    /// A new grant, stored and taken up, with the EHR's first tokens.
+    pub async fn grant(&self) -> GrantId {
+        self.grant_with(Some("refresh-1")).await
+    }
+
+    pub async fn grant_with(&self, refresh: Option<&str>) -> GrantId {
+        let grant = Grant {
+            id: GrantId(uuid7(&*self.entropy, START)),
+            app: "viewer".parse().unwrap(),
+            site: "general".parse().unwrap(),
+            registration: "viewer-epic".parse().unwrap(),
+            fingerprint: "epic|client|/oauth/callback/viewer-epic".into(),
+            created: self.clock.now(),
+            state: GrantState::Live,
+            generation: 1,
+            facts: GrantFacts::default(),
+            tokens: EhrTokens {
+                access: "access-1".into(),
+                refresh: refresh.map(Secret::from),
+                received: self.clock.now(),
+                lifetime: self.ehr.lifetime,
+                scope: None,
+                id_token: None,
+            },
+        };
+        let code = Code {
+            grant: grant.id,
+            app: grant.app.clone(),
+            base: Base::Uniform,
+            redirect_uri: String::new(),
+            code_challenge: String::new(),
+            nonce: None,
+            expires: self.clock.now(),
+            redeemed: false,
+        };
+        let hash = TokenHash::of(&grant.id.to_string());
+        self.store.create_grant(&grant, hash, &code, LaunchId(Uuid::nil())).await.unwrap();
+        self.custody.adopt(&grant);
+        grant.id
+    }
+
+    /// As an app's request asks, with the usual patience.
+    pub async fn bearer(&self, grant: GrantId) -> Result<Bearer, CustodyFault> {
+        self.custody.bearer(grant, Instant::now() + secs(20)).await
+    }
+
+    /// The access token that an app's request is served with.
+    pub async fn access(&self, grant: GrantId) -> String {
+        self.bearer(grant).await.unwrap().token.expose().clone()
+    }
+
+    pub async fn refused(&self, grant: GrantId, generation: i64) -> Result<Option<Bearer>, CustodyFault> {
+        self.custody.refused(grant, generation, Instant::now() + secs(20)).await
+    }
+
+    pub async fn stored(&self, grant: GrantId) -> Grant {
+        self.store.grant(grant).await.unwrap().unwrap()
+    }
+
+    pub fn counted(&self) -> Counted {
+        self.counter.0.borrow().clone()
+    }
+
+    pub async fn until(&self, is: impl FnMut(&Counted) -> bool) {
+        self.counter.0.subscribe().wait_for(is).await.unwrap();
+    }
+
+    pub async fn until_outcome(&self, outcome: RefreshOutcome) {
+        self.until(|counted| counted.refreshes.contains_key(&outcome)).await;
+        // Counted before it has landed: whoever asks next finds it landed.
+        self.landed().await;
+    }
+
+    /// Waits until no flight is under way.
+    pub async fn landed(&self) {
+        while !self.custody.0.flights.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+/// Runs a statement beside the store.
+pub async fn tell(database: &Path, statement: &'static str) {
+    let mut beside = SqliteConnectOptions::new().filename(database).connect().await.unwrap();
+    sqlx::query(statement).execute(&mut beside).await.unwrap();
+    beside.close().await.unwrap();
+}
