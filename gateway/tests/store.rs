@@ -117,14 +117,6 @@ async fn only_its_owner_may_read_the_file() {
 }
 
 #[tokio::test]
-async fn a_commit_is_synced_before_it_is_answered() {
-    let (_store, dir) = on_disk().await;
-    let mut connection = beside(&dir.path().join("mantel.db")).await;
-    let (mode,): (String,) = sqlx::query_as("PRAGMA journal_mode").fetch_one(&mut connection).await.unwrap();
-    assert_eq!(mode, "wal");
-}
-
-#[tokio::test]
 async fn a_foreign_database_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mantel.db");

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use sqlx::{ConnectOptions as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{engine::Engine, fault, fault::OrFault as _};
+use super::{engine::Engine, fault, fault::OrFault as _, open};
 use crate::store::{StoreError, StoreResult};
 
 async fn engine(options: SqliteConnectOptions, setup: &[&'static str]) -> Engine {
@@ -84,6 +84,16 @@ async fn a_read_only_file_takes_no_writes() {
     let engine = engine(options.read_only(true), &[]).await;
     assert!(matches!(add(&engine, 1, 1).await, Err(StoreError::ReadOnly(_))));
     assert!(numbers(&engine).await.is_empty());
+}
+
+/// Only so is a commit on the disk when it returns (https://www.sqlite.org/pragma.html#pragma_synchronous).
+#[tokio::test]
+async fn each_commit_is_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut connection = open::options(Some(&dir.path().join("t.db"))).unwrap().connect().await.unwrap();
+    let (journal,): (String,) = sqlx::query_as("PRAGMA journal_mode").fetch_one(&mut connection).await.unwrap();
+    let (synchronous,): (i64,) = sqlx::query_as("PRAGMA synchronous").fetch_one(&mut connection).await.unwrap();
+    assert_eq!((journal.as_str(), synchronous), ("wal", 2));
 }
 
 #[tokio::test]
