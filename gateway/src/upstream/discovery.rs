@@ -64,13 +64,13 @@ pub enum DiscoveryError {
         places(.held)
     )]
     Held { site: SiteId, held: Vec<HeldEndpoint> },
-    #[error("the discovery of site {site} was broken off")]
-    BrokenOff { site: String },
+    #[error("discovery was broken off")]
+    BrokenOff,
 }
 
 impl From<Died> for DiscoveryError {
     fn from(_: Died) -> Self {
-        Self::BrokenOff { site: String::new() }
+        Self::BrokenOff
     }
 }
 
@@ -170,8 +170,8 @@ async fn look(link: &SiteLink, client_id: &str, before: Option<&Discovered>) -> 
     if found.changed {
         tracing::warn!(
             site = %site.id,
-            authorize = %found.endpoints.authorize,
-            token = %found.endpoints.token,
+            authorize = place(&found.endpoints.authorize),
+            token = place(&found.endpoints.token),
             "the site's endpoints have changed"
         );
     }
@@ -231,6 +231,11 @@ impl Said {
         }
         Ok(())
     }
+}
+
+/// A URL for the log: without its query.
+fn place(url: &Url) -> String {
+    format!("{}{}", url.authority(), url.path())
 }
 
 /// A URL below the FHIR base, whatever the base ends in.

@@ -1,11 +1,17 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::{
+    client::{legacy::Client, proxy::matcher::Matcher},
+    rt::TokioExecutor,
+};
+use url::Url;
 
 use super::support::*;
 use crate::upstream::{
-    BodyError, CollectError, Identities, Lane, NotSent, Roots, SendError, UpstreamClient, Waits, collect,
+    BodyError, CollectError, Identities, Lane, NotSent, Outgoing, Roots, SendError, UpstreamClient, Waits, collect,
 };
 
 async fn fetch_ok(client: &UpstreamClient, lane: &Lane, ehr: &Ehr) {
@@ -217,4 +223,61 @@ async fn a_body_is_collected_up_to_its_bound() {
             assert_eq!(body.is_ok(), fits, "{path}, {limit}");
         }
     }
+}
+
+/// A body as an app's would come, from a server that plays it.
+async fn incoming(app: &Ehr) -> hyper::body::Incoming {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let url = format!("http://{}/", app.at);
+    client.get(url.parse().unwrap()).await.unwrap().into_body()
+}
+
+fn post(url: &Url, body: Outgoing) -> Request<Outgoing> {
+    Request::post(url.as_str()).body(body).unwrap()
+}
+
+#[tokio::test]
+async fn bodies_are_sent_whole_whether_they_stream_or_not() {
+    let app = Ehr::speaking(Speaks::Clear, |_| Reply::Chunks(3, Bytes::from_static(b"abc"))).await;
+    let ehr = Ehr::start(ok).await;
+    let link = ehr.link();
+    for body in [Outgoing::Stream(incoming(&app).await), Outgoing::Full(Bytes::from_static(b"abcabcabc"))] {
+        link.client.send(&link.gate.fhir, post(&ehr.url("/"), body), &waits()).await.unwrap();
+    }
+    let calls = ehr.calls();
+    assert!(calls.iter().all(|call| call.body == "abcabcabc"));
+    assert_eq!((calls[0].header("content-length"), calls[1].header("content-length")), (None, Some("9")));
+}
+
+#[tokio::test]
+async fn the_wait_for_an_answer_begins_with_the_last_byte_of_a_streamed_body() {
+    let pause = waits().head - Duration::from_secs(10);
+    let app = Ehr::speaking(Speaks::Clear, move |_| Reply::Slow(pause, &["a", "b", "c"])).await;
+    let ehr = Ehr::start(ok).await;
+    let link = ehr.link();
+    fetch_ok(&link.client, &link.gate.fhir, &ehr).await;
+    let body = Outgoing::Stream(incoming(&app).await);
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    let lost = link.client.send(&link.gate.fhir, post(&ehr.url("/"), body), &waits()).await.err().unwrap();
+    assert_eq!(lost, SendError::TimedOut { sent: true });
+    assert!(begun.elapsed() >= 3 * pause + waits().head - Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_proxy_carries_tls_through_and_literals_are_still_judged() {
+    let ehr = Ehr::start(ok).await;
+    let (at, asked) = proxy(ehr.at).await;
+    let matcher = Matcher::builder().https(format!("http://user:pass@{at}")).build();
+    let site = crate::config::Site { allow_private: false, ..ehr.site() };
+    let identities = Identities::new(Roots::none(), Some(matcher), &crate::config::Timeouts::default());
+    let client = UpstreamClient::new(&identities.of(&site).unwrap());
+    let lane = Lane::new(1);
+    let literal = format!("https://10.0.0.1:{}/", ehr.at.port()).parse().unwrap();
+    let lost = client.send(&lane, get(&literal), &waits()).await.err().unwrap();
+    assert!(matches!(lost, SendError::NotSent(NotSent::Refused(_))), "{lost}");
+    fetch_ok(&client, &lane, &ehr).await;
+    let asked = asked.await.unwrap().to_lowercase();
+    assert!(asked.starts_with(&format!("connect {NAME}:{} http/1.1\r\n", ehr.at.port())), "{asked}");
+    assert!(asked.contains("proxy-authorization: basic "), "{asked}");
 }

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +23,10 @@ use hyper_util::{
 use mantel_adapters::profile::Profile;
 use rustls::{HandshakeKind, server::WebPkiClientVerifier};
 use rustls_pki_types::PrivateKeyDer;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 use url::Url;
 
 use crate::{
@@ -71,6 +75,8 @@ pub(super) enum Reply {
     Stall(&'static str),
     /// A body that is sent in chunks, without a length.
     Chunks(usize, Bytes),
+    /// Says 200, and each part of a body after a while.
+    Slow(Duration, &'static [&'static str]),
     /// Reads the request and says nothing.
     Silence,
 }
@@ -119,6 +125,13 @@ async fn play(reply: Reply) -> Result<Answer, Cut> {
         Reply::Stall(text) => {
             let stalled = frames(vec![Ok(Bytes::from_static(text.as_bytes()))]).chain(stream::pending());
             Ok(Response::new(StreamBody::new(stalled).boxed_unsync()))
+        }
+        Reply::Slow(pause, parts) => {
+            let parts = stream::iter(parts).then(move |part| async move {
+                tokio::time::sleep(pause).await;
+                Ok(Frame::data(Bytes::from_static(part.as_bytes())))
+            });
+            Ok(Response::new(StreamBody::new(parts.chain(stream::pending())).boxed_unsync()))
         }
         Reply::Chunks(count, chunk) => {
             let chunks = stream::iter(0..count).map(move |_| Ok(Frame::data(chunk.clone())));
@@ -335,6 +348,25 @@ pub(super) fn waits() -> Waits {
     Waits::fhir(&Timeouts::default())
 }
 
+/// A proxy that takes one `CONNECT`; what it was asked for comes first.
+pub(super) async fn proxy(to: SocketAddr) -> (SocketAddr, tokio::sync::oneshot::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (asked, line) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(near.read_u8().await.unwrap());
+        }
+        asked.send(String::from_utf8(head).unwrap()).unwrap();
+        near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+        drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+    });
+    (at, line)
+}
+
 /// A port on which nobody listens.
 pub(super) async fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
@@ -351,5 +383,5 @@ pub(super) async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), held).await.expect("it never came about");
+    tokio::time::timeout(Duration::from_secs(20), held).await.expect("it never came about");
 }
