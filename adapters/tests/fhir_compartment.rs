@@ -86,6 +86,7 @@ fn references_in_each_form() {
         ("Patient/2", Belonging::No),
         ("Patient/12", Belonging::No),
         ("Patient/1/x", Belonging::No),
+        ("Patient/1/_history/a_b", Belonging::No),
         ("patient/1", Belonging::No),
         ("Group/1", Belonging::No),
         ("https://other.example/r4/Patient/1", Belonging::No),

@@ -128,11 +128,12 @@ fn a_resource_by_itself_passes_whole_or_not_at_all() {
 #[test]
 fn what_is_broken_is_a_fault_and_shows_nothing_unjudged() {
     let keep = |_: &Part<'_>| Verdict::Keep;
-    let cases: [(&[u8], Fault); 15] = [
+    let cases: [(&[u8], Fault); 16] = [
         (b"", Fault::Truncated),
         (b"  ", Fault::Truncated),
         (b"<html>", Fault::Malformed),
         (b"[]", Fault::Malformed),
+        (b"\xEF{}", Fault::Malformed),
         (b"{}", Fault::Malformed),
         (br#"{"resourceType":"Bundle","entry":[{"resource":{"resourceType":"Patient"#, Fault::Truncated),
         (br#"{"resourceType":"Patient","id":"1"#, Fault::Truncated),

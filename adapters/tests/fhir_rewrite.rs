@@ -241,7 +241,7 @@ fn arrays_of_names_are_left_alone_whatever_lies_between() {
 fn quotes_within_strings_open_and_name_nothing() {
     let slashes = "\\".repeat(1000);
     let body = format!(
-        r#"{{"a":"{slashes}\"{UPSTREAM}/1","b":"{slashes}","c":"{UPSTREAM}/2","d":"\"instantiatesUri\":[","e":["{UPSTREAM}/3"],
+        r#"{{"a":"{slashes}\"{UPSTREAM}/1","b":"{slashes}","c":"{UPSTREAM}/2","d":"instantiatesUri\":[","e":["{UPSTREAM}/3"],
         "{slashes}\"profile":["{UPSTREAM}/4"],"x\"profile":["{UPSTREAM}/5"],"\\":"\"","value":["{UPSTREAM}/6"],"{slashes}":"{UPSTREAM}/7"}}"#
     );
     for size in [1, 2, 3, 100, 1005, 5000] {
@@ -312,8 +312,15 @@ fn only_links_of_the_outermost_bundle_reach_the_hook() {
         assert_eq!(parsed["entry"][0]["resource"]["link"][0]["url"], format!("{CALLED}/inner"));
         assert!(!out.contains(UPSTREAM), "{out}");
     }
-    let patient = format!(r#"{{"resourceType":"Basic","link":[{{"url":"{UPSTREAM}/a"}}]}}"#);
-    assert!(linked(Format::Json, &patient, 5).1.is_empty());
+    for other in [
+        format!(r#"{{"resourceType":"Basic","link":[{{"url":"{UPSTREAM}/a"}}]}}"#),
+        format!(r#"{{"resourceType":"Bundle","link":{{"a":{{"url":"{UPSTREAM}/a"}}}}}}"#),
+        format!(
+            r#"{{"resourceType":"Bundle","link":[{{"a":{{"url":"{UPSTREAM}/a"}}}}],"links":[{{"url":"{UPSTREAM}/a"}}]}}"#
+        ),
+    ] {
+        assert!(linked(Format::Json, &other, 5).1.is_empty(), "{other}");
+    }
 }
 
 #[test]
@@ -433,6 +440,7 @@ fn text() -> impl Strategy<Value = String> {
         "\u{1}",
         "\"instantiatesUri\":[",
         "\"profile\" : [",
+        "instantiatesUri\":[",
     ]);
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }

@@ -62,8 +62,8 @@ struct Tracker {
     first: Name,
     /// The same on the third, within an object of an array.
     third: Name,
-    /// Whether the second level is an array and the third an object.
-    shape: (bool, bool),
+    /// Whether the second level is an array.
+    in_list: bool,
     /// It is no Bundle, or its links have been seen. (Should a second list of links come, its URLs are rewritten
     /// like any others, and refused when they come back without a binding.)
     is_over: bool,
@@ -95,7 +95,7 @@ impl Default for Tracker {
             reading: false,
             first: Name::Other,
             third: Name::Other,
-            shape: (false, false),
+            in_list: false,
             is_over: false,
         }
     }
@@ -145,11 +145,8 @@ impl Tracker {
             b'{' | b'[' => {
                 self.depth = self.depth.saturating_add(1);
                 match self.depth {
-                    2 => self.shape.0 = byte == b'[',
-                    3 => {
-                        self.shape.1 = byte == b'{';
-                        self.third = Name::Other;
-                    }
+                    2 => self.in_list = byte == b'[',
+                    3 => self.third = Name::Other,
                     _ => {}
                 }
                 self.is_value = false;
@@ -166,11 +163,8 @@ impl Tracker {
 
     fn open_string(&mut self, at: u64, found: &mut VecDeque<u64>) {
         self.within = Within::String;
-        let is_link = self.depth == 3
-            && self.is_value
-            && self.third == Name::Url
-            && self.first == Name::Link
-            && self.shape == (true, true);
+        let is_link =
+            self.depth == 3 && self.is_value && self.third == Name::Url && self.first == Name::Link && self.in_list;
         if is_link {
             found.push_back(at);
         }
