@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// What an EHR's token answer says of the launch, in the form in which an app is told it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LaunchContext {
     /// A bare id, never a reference.
@@ -26,6 +26,18 @@ pub struct LaunchContext {
     /// Members whose names begin with `__` or are absolute URIs: passed on as they are.
     #[serde(flatten)]
     pub extensions: Map<String, Value>,
+}
+
+/// Names nobody: what holds one may stand in a log by mistake.
+impl std::fmt::Debug for LaunchContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let told = |value: &Option<String>| value.as_ref().map(|_| "…");
+        f.debug_struct("LaunchContext")
+            .field("patient", &told(&self.patient))
+            .field("encounter", &told(&self.encounter))
+            .field("need_patient_banner", &self.need_patient_banner)
+            .finish_non_exhaustive()
+    }
 }
 
 impl LaunchContext {

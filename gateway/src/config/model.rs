@@ -208,7 +208,19 @@ pub struct Registration {
 impl Registration {
     /// What a grant remembers of its registration: vendor, client_id, callback path; not keys, scopes or apps.
     pub fn fingerprint(&self) -> String {
-        format!("{}|{}|/oauth/callback/{}", self.vendor, self.client_id, self.id)
+        self.fingerprint_of(&self.client_id)
+    }
+
+    fn fingerprint_of(&self, client_id: &str) -> String {
+        format!("{}|{client_id}|/oauth/callback/{}", self.vendor, self.id)
+    }
+
+    /// Who we were when a grant was made: this registration, or a previous form of it. None: it is no
+    /// longer listed.
+    pub fn client_of(&self, fingerprint: &str) -> Option<(&str, &ClientAuth)> {
+        let now = std::iter::once((self.client_id.as_str(), &self.auth));
+        let before = self.previous.iter().map(|previous| (previous.client_id.as_str(), &previous.auth));
+        now.chain(before).find(|(client_id, _)| self.fingerprint_of(client_id) == fingerprint)
     }
 }
 

@@ -5,9 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use mantel_adapters::{
-    site::{KeySetId, RegistrationId, VendorId},
-};
+use mantel_adapters::site::{KeySetId, RegistrationId, VendorId};
 
 use super::{
     fault::shown,
@@ -157,7 +155,6 @@ fn registration(table: &Table<'_>, known: &Known<'_>, id: Option<RegistrationId>
         publish,
     })
 }
-
 
 fn vendor(table: &Table<'_>, known: &Known<'_>) -> Option<VendorId> {
     let vendor = table.required("vendor", "the name of a vendor")?;

@@ -13,7 +13,8 @@ use super::reader::{Context as Reader, Given};
 /// What an app may ask for.
 pub(super) fn allowed(context: &Reader<'_>, scopes: &[Given<String>]) -> Allowed {
     good(context, scopes, |scope| Allowed::parse(&[scope]).err());
-    let texts: Vec<_> = scopes.iter().map(|scope| scope.value.as_str()).filter(|scope| Allowed::parse(&[scope]).is_ok()).collect();
+    let texts: Vec<_> =
+        scopes.iter().map(|scope| scope.value.as_str()).filter(|scope| Allowed::parse(&[scope]).is_ok()).collect();
     Allowed::parse(&texts).unwrap_or_default()
 }
 
@@ -24,7 +25,8 @@ pub(super) fn ticked(context: &Reader<'_>, scopes: &[Given<String>], policy: Opt
         Ok(ticked) => policy.map(|policy| ticked.check(policy)).filter(|faults| !faults.is_empty()),
     };
     good(context, scopes, fault);
-    let texts: Vec<_> = scopes.iter().map(|scope| scope.value.as_str()).filter(|scope| Ticked::parse(&[scope]).is_ok()).collect();
+    let texts: Vec<_> =
+        scopes.iter().map(|scope| scope.value.as_str()).filter(|scope| Ticked::parse(&[scope]).is_ok()).collect();
     Ticked::parse(&texts).unwrap_or_default()
 }
 

@@ -8,8 +8,8 @@ use std::{
 use mantel_adapters::{
     profile::{Profile, Wildcards},
     registry,
-    smart::translate::ScopeFault,
     site::{RegistrationId, SiteId, VendorId},
+    smart::translate::ScopeFault,
 };
 use url::Url;
 
@@ -288,7 +288,11 @@ fn check_wildcards(table: &Table<'_>, known: &Known<'_>, profile: &Profile, regi
             .vendors
             .get(&registration.vendor)
             .is_some_and(|vendor| vendor.profile.scopes.wildcards == Wildcards::Keep);
-        let wild = registration.scopes.check(&profile.scopes).into_iter().find(|fault| matches!(fault, ScopeFault::Wildcard(_)));
+        let wild = registration
+            .scopes
+            .check(&profile.scopes)
+            .into_iter()
+            .find(|fault| matches!(fault, ScopeFault::Wildcard(_)));
         if let (true, Some(fault)) = (keeps, wild) {
             table.context.fault(
                 &table.at("registrations").index(n),

@@ -134,7 +134,9 @@ pub trait Policies: Send + Sync {
 pub trait CustodyEvents: Send + Sync {
     fn refresh(&self, vendor: &VendorId, site: &SiteId, outcome: RefreshOutcome);
     /// Custody ended a grant.
-    fn ended(&self, reason: EndReason);
+    fn ended(&self, grant: &Grant, reason: EndReason);
+    /// A refresh changed what the grant is about, and that is stored.
+    fn changed(&self, grant: &Grant);
     /// A request joined a flight that was under way.
     fn joined(&self);
     /// The store did not take an EHR's answer: it is kept in memory and tried again.

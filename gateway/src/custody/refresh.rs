@@ -16,7 +16,7 @@ use crate::{
     clock::{Instant, Timestamp},
     entropy::uuid7,
     secret::Secret,
-    store::{Begun, EhrTokens, EndReason, Finished, Grant, GrantId, GrantState, Revocation, StoreError, StoreResult},
+    store::{Begun, EhrTokens, EndReason, Finished, Grant, GrantState, Revocation, StoreError, StoreResult},
 };
 
 /// What a flight is for.
@@ -308,6 +308,9 @@ impl Inner {
         match finished {
             Finished::Stored(grant) => {
                 self.count(case, RefreshOutcome::Renewed);
+                if facts.is_some() {
+                    self.context.events.changed(&grant);
+                }
                 Landing::Renewed { grant, age: self.now().saturating_duration_since(received) }
             }
             Finished::Moved(current) => {
@@ -351,7 +354,7 @@ impl Inner {
                 Err(error) => return self.unended(entry, &error),
             }
             match self.context.store.end_grant(id, reason, Some(generation), &[], self.context.clock.now()).await {
-                Ok(true) => return self.ended(id, reason),
+                Ok(true) => return self.ended(&case.grant, reason),
                 // It moved or ended since it was read.
                 Ok(false) => {}
                 Err(error) => return self.unended(entry, &error),
@@ -384,16 +387,16 @@ impl Inner {
         };
         let now = self.context.clock.now();
         match self.context.store.end_grant(grant.id, reason, guard, &revocations, now).await {
-            Ok(true) => self.ended(grant.id, reason),
+            Ok(true) => self.ended(&grant, reason),
             // It has moved on or ended since: the next to ask is told.
             Ok(false) => self.held(entry, Cause::Elsewhere, None),
             Err(error) => self.store_away(entry, &error),
         }
     }
 
-    fn ended(&self, id: GrantId, reason: EndReason) -> Landing {
-        tracing::info!(grant = %id, reason = reason.text(), "a grant has ended");
-        self.context.events.ended(reason);
+    fn ended(&self, grant: &Grant, reason: EndReason) -> Landing {
+        tracing::info!(grant = %grant.id, reason = reason.text(), "a grant has ended");
+        self.context.events.ended(grant, reason);
         Landing::Ended(reason)
     }
 

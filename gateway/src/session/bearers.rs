@@ -117,8 +117,8 @@ impl Bearers {
         let _ = self.cache.invalidate_entries_if(move |_, session| session.grant == grant);
     }
 
-    /// Forgets one token.
-    pub fn evict_token(&self, token: TokenHash) {
-        self.cache.invalidate(&token);
+    /// Reads a grant's facts anew at its next use: they have changed.
+    pub fn renew(&self, grant: GrantId) {
+        let _ = self.cache.invalidate_entries_if(move |_, session| session.grant == grant);
     }
 }

@@ -153,7 +153,7 @@ pub struct Grant {
 }
 
 /// What a grant is about. Sealed at rest, since it names the patient.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GrantFacts {
     /// The app's `scope`, as asked.
@@ -179,6 +179,13 @@ pub struct GrantFacts {
     /// Members that a later version wrote survive a rewrite.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
+}
+
+/// Names nobody: a grant may stand in a log by mistake.
+impl fmt::Debug for GrantFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrantFacts").field("reported", &self.reported).finish_non_exhaustive()
+    }
 }
 
 /// An EHR's tokens, as its last answer gave them. Sealed at rest.

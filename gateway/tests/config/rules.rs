@@ -175,7 +175,11 @@ fn personas_of_oracle_are_compared_with_the_host() {
 #[test]
 fn registrations() {
     let scopes = "\"patient/Condition.rs\"]";
-    refused(&example().with(SITE, scopes, "\"patient/*.rs\"]"), "viewer-epic-prod.scopes[7]", "the types that are ticked");
+    refused(
+        &example().with(SITE, scopes, "\"patient/*.rs\"]"),
+        "viewer-epic-prod.scopes[7]",
+        "the types that are ticked",
+    );
     let keeps = example().with("vendors.toml", "wildcards = \"expand\"", "wildcards = \"keep\"").with(
         SITE,
         scopes,

@@ -98,7 +98,13 @@ pub fn at_ehr(mut launch: Launch, state: TokenHash) -> Launch {
 /// What an EHR is asked for an app's scopes, all of them ticked.
 fn asked(scope: &str) -> Request {
     let words: Vec<_> = scope.split(' ').collect();
-    ask(&Asked::parse(scope), &Allowed::parse(&words).unwrap(), &Ticked::parse(&words).unwrap(), &ScopePolicy::default(), AskOptions::default())
+    ask(
+        &Asked::parse(scope),
+        &Allowed::parse(&words).unwrap(),
+        &Ticked::parse(&words).unwrap(),
+        &ScopePolicy::default(),
+        AskOptions::default(),
+    )
 }
 
 pub fn ehr_launch() -> EhrLaunch {

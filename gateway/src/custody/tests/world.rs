@@ -166,7 +166,9 @@ impl CustodyEvents for Counter {
         self.0.send_modify(|counted| *counted.refreshes.entry(outcome).or_default() += 1);
     }
 
-    fn ended(&self, reason: EndReason) {
+    fn changed(&self, _grant: &Grant) {}
+
+    fn ended(&self, _grant: &Grant, reason: EndReason) {
         self.0.send_modify(|counted| counted.ended.push(reason));
     }
 
