@@ -1,1 +1,397 @@
-//! app
+//! The composition root: from a checked configuration to a running gateway.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use mantel_adapters::{
+    profile::Place,
+    smart::{scope::ScopeSet, token::meaning},
+};
+use tokio::{runtime::Handle, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::Admin,
+    clock::{SharedClock, SystemClock},
+    config::{Config, CustodyMode, StoreUrl},
+    custody::{
+        Custody, CustodyContext, CustodyEvents, GrantPolicy, Policies, RefreshAnswer, RefreshOutcome, SessionLimits,
+        TokenEndpoint,
+    },
+    edge::{
+        listen::{self, Settings},
+        service::Worker,
+        stack::ControlStack,
+        tls,
+    },
+    entropy::{self, SharedEntropy, SystemEntropy},
+    oauth::OAuth,
+    proxy::{Pages, Proxy, ProxyContext, Statements},
+    secret::Secret,
+    session::{Bearers, Mint, Signer},
+    store::{
+        BootId, EndReason, Grant, GrantFacts, Revocation, SharedStore, StoreError, sealing::Sealer, sqlite::Sqlite,
+    },
+    telemetry::{AccessLog, Metrics},
+    upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome},
+};
+
+/// What a gateway takes from its surroundings; tests hand in their own.
+pub struct Ports {
+    pub clock: SharedClock,
+    pub entropy: SharedEntropy,
+    pub roots: Roots,
+    /// Where access log lines go.
+    pub access_log: Box<dyn std::io::Write + Send>,
+}
+
+impl Ports {
+    /// The machine's.
+    pub fn of_process() -> Self {
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy::new()),
+            roots: Roots::native(),
+            access_log: Box::new(std::io::stdout()),
+        }
+    }
+}
+
+/// A gateway that serves. Dropped without [`Running::stop`], it goes on until its runtime ends.
+pub struct Running {
+    pub address: SocketAddr,
+    pub admin_address: SocketAddr,
+    stop: CancellationToken,
+    /// For what must outlive the data plane: admin answers until the end.
+    end: CancellationToken,
+    edge: JoinHandle<anyhow::Result<()>>,
+    custody: Custody,
+    store: Arc<Sqlite>,
+    log: Arc<AccessLog>,
+}
+
+impl Running {
+    /// Cancelled when the gateway stops: by [`Running::stop`], or from outside.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Serves until [`Running::stopping`] is cancelled, lets requests in work end, then custody's
+    /// flights: what an EHR answers is stored. At last the store is closed.
+    ///
+    /// # Errors
+    /// If the data plane failed.
+    pub async fn until_stopped(self) -> anyhow::Result<()> {
+        self.stop.cancelled().await;
+        let served = self.edge.await.context("the data plane ended early")?;
+        self.custody.shutdown().await;
+        self.store.close().await;
+        self.log.flush();
+        self.end.cancel();
+        served
+    }
+
+    /// Stops, and waits for the end.
+    ///
+    /// # Errors
+    /// If the data plane failed.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.until_stopped().await
+    }
+}
+
+/// Starts a gateway on the runtime that calls: it becomes the control runtime, which carries custody,
+/// the store, the authorization server and the admin listener.
+///
+/// # Errors
+/// What keeps it from serving, in words for its operator.
+pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
+    // Once in a process; whoever came first chose the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+
+    let Ports { clock, entropy, roots, access_log } = ports;
+    let handle = Handle::current();
+    let metrics = Metrics::new()?;
+    let sealer = Arc::new(Sealer::new(&config.store.seal)?);
+    let path = match &config.store.url {
+        StoreUrl::Sqlite(path) => path.as_deref(),
+        StoreUrl::Postgres(_) => {
+            anyhow::bail!("store.url: PostgreSQL is not served by this version; expected sqlite:///path")
+        }
+    };
+    let pages = Arc::new(Pages::new(sealer.derive("paging links")));
+    let statements = Arc::new(Statements::default());
+    let sqlite = Arc::new(Sqlite::open(path, sealer).await.context("the store cannot be opened")?);
+    let store: SharedStore = sqlite.clone();
+    let listener = listen::bind(config.server.listen).await?;
+    let admin_listener = listen::bind(config.server.admin_listen).await?;
+    let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
+    let tls = match &config.server.tls {
+        None => None,
+        Some(files) => Some(Arc::new(ArcSwap::new(tls::server_config(&files.cert, &files.key)?))),
+    };
+    let log = Arc::new(AccessLog::start(access_log, metrics.clone())?);
+
+    let timeouts = config.server.timeouts.clone();
+    let ehrs = Arc::new(Ehrs::new(roots, &timeouts, handle.clone(), clock.clone(), entropy.clone(), metrics.clone()));
+    ehrs.take_on(&config).map_err(|faults| {
+        anyhow::anyhow!(
+            "the configuration cannot be used: {}",
+            faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        )
+    })?;
+    metrics.take_on(&config, clock.now().seconds());
+    let workers = config.server.workers.unwrap_or_else(cores);
+    let settings =
+        Settings { limits: config.server.limits.clone(), timeouts: timeouts.clone(), tls, metrics: metrics.clone() };
+    let config = Arc::new(ArcSwap::from_pointee(config));
+
+    let bearers = Arc::new(Bearers::new(store.clone(), clock.clone()));
+    let signer = Signer::start(store.clone(), clock.clone()).await?;
+    let words = Arc::new(Words {
+        config: config.clone(),
+        ehrs: ehrs.clone(),
+        metrics: metrics.clone(),
+        bearers: bearers.clone(),
+    });
+    let custody = Custody::new(CustodyContext {
+        store: store.clone(),
+        endpoint: words.clone(),
+        clock: clock.clone(),
+        entropy: entropy.clone(),
+        handle: handle.clone(),
+        boot: BootId(entropy::uuid4(&*entropy)),
+        events: words.clone(),
+        policies: words.clone(),
+        token_timeout: timeouts.token,
+    });
+    let oauth = Arc::new(OAuth {
+        store: store.clone(),
+        clock: clock.clone(),
+        entropy: entropy.clone(),
+        mint: Mint { entropy: entropy.clone(), clock: clock.clone() },
+        signer: signer.clone(),
+        bearers: bearers.clone(),
+        custody: custody.clone(),
+        ehrs: ehrs.clone(),
+        metrics: metrics.clone(),
+    });
+
+    let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+    let admin = Arc::new(Admin { metrics: metrics.clone(), store: store.clone(), stop: stop.clone() });
+    tokio::spawn(admin.serve(admin_listener, end.clone()));
+    let chores =
+        Chores { store: store.clone(), signer, words: words.clone(), clock: clock.clone(), metrics: metrics.clone() };
+    tokio::spawn(chores.run(stop.clone()));
+
+    let make = {
+        let (config, custody, ehrs, metrics, log) = (config.clone(), custody.clone(), ehrs, metrics, log.clone());
+        let stack = ControlStack::new(oauth);
+        Arc::new(move || Worker {
+            config: config.clone(),
+            proxy: Proxy::new(ProxyContext {
+                bearers: bearers.clone(),
+                custody: custody.clone(),
+                ehrs: ehrs.clone(),
+                clients: Clients::default(),
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+                statements: statements.clone(),
+                pages: pages.clone(),
+                control: handle.clone(),
+                timeouts: timeouts.clone(),
+            }),
+            stack: stack.clone(),
+            control: handle.clone(),
+            metrics: metrics.clone(),
+            lines: std::sync::Mutex::new(log.lines()),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+        })
+    };
+    let edge = tokio::spawn(listen::serve(listener, workers, make, settings, stop.clone()));
+    tracing::info!(%address, %admin_address, workers, "serving");
+    Ok(Running { address, admin_address, stop, end, edge, custody, store: sqlite, log })
+}
+
+/// Data-plane workers: one a core.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// What custody asks of the configuration and the EHRs, and tells the metrics and the sessions.
+struct Words {
+    config: Arc<ArcSwap<Config>>,
+    ehrs: Arc<Ehrs>,
+    metrics: Arc<Metrics>,
+    bearers: Arc<Bearers>,
+}
+
+impl Policies for Words {
+    fn of(&self, grant: &Grant) -> Option<GrantPolicy> {
+        let config = self.config.load();
+        let site = config.sites.get(&grant.site)?;
+        config.registrations.get(&grant.registration)?.client_of(&grant.fingerprint)?;
+        let app = config.apps.get(&grant.app)?;
+        let online = grant.facts.reported.split(' ').any(|word| word == "online_access");
+        let session = (online || (grant.facts.session && app.custody == CustodyMode::Session))
+            .then_some(SessionLimits { max: app.session_max, idle: app.session_idle });
+        Some(GrantPolicy {
+            vendor: site.vendor.clone(),
+            tokens: site.profile.tokens.clone(),
+            session,
+            cold_for: app.session_idle,
+        })
+    }
+
+    /// What the EHR's token can do may change with each refresh, and with it whether the EHR confines.
+    fn learnt(&self, grant: &Grant, scope: &str) -> Option<GrantFacts> {
+        let lenient = ScopeSet::parse_lenient(scope);
+        let upstream = lenient.unreadable.is_empty().then(|| lenient.set.to_string());
+        (upstream != grant.facts.upstream).then(|| GrantFacts { upstream, ..grant.facts.clone() })
+    }
+}
+
+#[async_trait]
+impl TokenEndpoint for Words {
+    async fn refresh(&self, grant: &Grant, refresh_token: &Secret<String>, scope: Option<&str>) -> RefreshAnswer {
+        let config = self.config.load_full();
+        let (Some(site), Some(registration)) =
+            (config.sites.get(&grant.site), config.registrations.get(&grant.registration))
+        else {
+            return RefreshAnswer::NotSent;
+        };
+        let Some((client_id, auth)) = registration.client_of(&grant.fingerprint) else { return RefreshAnswer::NotSent };
+        match self.ehrs.refresh(site, Client { client_id, auth }, refresh_token, scope).await {
+            TokenOutcome::Answer(mut answer) => {
+                site.adapter.normalise_token(&mut answer);
+                RefreshAnswer::Tokens {
+                    access: Secret::new(std::mem::take(&mut answer.access_token)),
+                    refresh: answer.refresh_token.take().map(Secret::new),
+                    lifetime: answer.expires_in.map(Duration::from_secs),
+                    scope: answer.scope.take(),
+                    id_token: answer.id_token.take().map(Secret::new),
+                }
+            }
+            TokenOutcome::Refused(refusal) => {
+                let (meaning, rule) = meaning(&site.profile, Place::Refresh, &refusal.error);
+                RefreshAnswer::Refused {
+                    meaning,
+                    retry_after: refusal.retry_after,
+                    detail: format!("status {}, rule {}", refusal.error.status, rule.unwrap_or("none")),
+                }
+            }
+            TokenOutcome::NotSent(reason) => {
+                tracing::warn!(grant = %grant.id, site = %grant.site, %reason, "a refresh was not sent");
+                RefreshAnswer::NotSent
+            }
+            TokenOutcome::Unknown(reason) => {
+                tracing::warn!(grant = %grant.id, site = %grant.site, reason, "a refresh was sent and not answered");
+                RefreshAnswer::Unknown
+            }
+        }
+    }
+}
+
+impl CustodyEvents for Words {
+    fn refresh(
+        &self,
+        vendor: &mantel_adapters::site::VendorId,
+        _site: &mantel_adapters::site::SiteId,
+        outcome: RefreshOutcome,
+    ) {
+        self.metrics.refresh(vendor, outcome.text());
+    }
+
+    fn ended(&self, grant: &Grant, reason: EndReason) {
+        self.bearers.evict(grant.id);
+        if let Some(site) = self.config.load().sites.get(&grant.site) {
+            self.metrics.grant_ended(&site.vendor, reason.text());
+        }
+    }
+
+    fn changed(&self, grant: &Grant) {
+        self.bearers.renew(grant.id);
+    }
+
+    fn joined(&self) {
+        self.metrics.refresh_joined();
+    }
+
+    fn kept(&self) {
+        self.metrics.store_fault();
+    }
+}
+
+/// What is done now and then.
+struct Chores {
+    store: SharedStore,
+    signer: Arc<Signer>,
+    words: Arc<Words>,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+}
+
+/// Revocations at one go.
+const BATCH: u32 = 32;
+
+impl Chores {
+    async fn run(self, stop: CancellationToken) {
+        let mut revoke = tokio::time::interval(Duration::from_secs(1));
+        let mut sweep = tokio::time::interval(Duration::from_secs(60));
+        let mut keys = tokio::time::interval(Duration::from_secs(600));
+        for interval in [&mut revoke, &mut sweep, &mut keys] {
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        loop {
+            let done = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = revoke.tick() => self.revoke().await,
+                _ = sweep.tick() => self.store.sweep(self.clock.now()).await.map(drop),
+                _ = keys.tick() => self.signer.refresh().await,
+            };
+            if let Err(error) = done {
+                self.metrics.store_fault();
+                tracing::warn!(%error, "a chore of the store is put off");
+            }
+        }
+    }
+
+    /// Revokes at the EHRs what has ended here (`custody.md`, "Ended means ended").
+    async fn revoke(&self) -> Result<(), StoreError> {
+        for revocation in self.store.due_revocations(self.clock.now(), BATCH).await? {
+            let again = self.revoke_one(&revocation).await.map(|after| self.clock.now().after(after));
+            self.store.settle_revocation(revocation.id, again).await?;
+        }
+        Ok(())
+    }
+
+    /// When to try again; none: it is done, or cannot be.
+    async fn revoke_one(&self, revocation: &Revocation) -> Option<Duration> {
+        let config = self.words.config.load_full();
+        let site = config.sites.get(&revocation.site)?;
+        let registration = config.registrations.get(&revocation.registration)?;
+        // A shared registration's other apps must not lose their tokens with this one's.
+        if registration.apps.len() > 1 && !site.profile.revoke_per_token {
+            return None;
+        }
+        let hint = if revocation.hint == "access_token" { TokenHint::Access } else { TokenHint::Refresh };
+        let backoff = Duration::from_secs(30).saturating_mul(1 << revocation.attempts.clamp(0, 7));
+        match self.words.ehrs.revoke(site, Client::from(&**registration), &revocation.token, hint).await {
+            RevokeOutcome::Revoked | RevokeOutcome::NotOffered => None,
+            RevokeOutcome::Refused { status, retry_after } if status.is_server_error() || status.as_u16() == 429 => {
+                Some(retry_after.unwrap_or(backoff))
+            }
+            RevokeOutcome::Refused { status, .. } => {
+                tracing::warn!(site = %site.id, status = status.as_u16(), "the EHR refused to revoke a token");
+                None
+            }
+            RevokeOutcome::NotSent(_) | RevokeOutcome::Unknown(_) => (revocation.attempts < 50).then_some(backoff),
+        }
+    }
+}

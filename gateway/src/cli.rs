@@ -1,13 +1,18 @@
 //! The command line of `mantel`.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
 
 use clap::{Args, Parser, Subcommand};
-use mantel::config::{Sources, load};
+use mantel::{
+    app::{self, Ports},
+    config::{Sources, load},
+    lifecycle,
+    telemetry::logging,
+};
 
 /// A configuration with faults; clap says the same of a command line.
 const FAULTS: u8 = 2;
@@ -41,7 +46,7 @@ impl Cli {
     /// What kept the command from its end, other than faults of the configuration.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Serve(from) => serve(Sources::of_process(from.config)),
+            Command::Serve(from) => serve(&Sources::of_process(from.config)),
             Command::Check(from) => check(&Sources::of_process(from.config)),
         }
     }
@@ -65,7 +70,26 @@ fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The call point of the server: `mantel::app::serve(sources)`.
-fn serve(_sources: Sources) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("this build cannot serve: it has no listeners yet")
+fn serve(sources: &Sources) -> anyhow::Result<ExitCode> {
+    let loaded = match load(sources) {
+        Ok(loaded) => loaded,
+        Err(faults) => {
+            write!(io::stderr().lock(), "{faults}")?;
+            return Ok(ExitCode::from(FAULTS));
+        }
+    };
+    let format = if io::stderr().is_terminal() { logging::Format::Text } else { logging::Format::Json };
+    logging::init(format, "info", None)?;
+    for note in &loaded.notes {
+        tracing::warn!(%note, "configuration");
+    }
+    let drain = loaded.config.server.timeouts.drain;
+    let control =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("control").build()?;
+    control.block_on(async move {
+        let running = app::start(loaded.config, Ports::of_process()).await?;
+        lifecycle::on_signals(running.stopping(), drain)?;
+        running.until_stopped().await
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
