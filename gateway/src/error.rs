@@ -39,6 +39,29 @@ pub enum Kind {
     GatewayTimeout,
 }
 
+impl Kind {
+    /// HTTP's status and FHIR's issue-type code.
+    pub const fn codes(self) -> (u16, &'static str) {
+        match self {
+            Self::BadRequest => (400, "invalid"),
+            Self::Unauthenticated => (401, "login"),
+            Self::GrantEnded => (401, "expired"),
+            Self::Forbidden => (403, "forbidden"),
+            Self::NotFound => (404, "not-found"),
+            Self::MethodNotAllowed => (405, "not-supported"),
+            Self::NotAcceptable => (406, "not-supported"),
+            Self::TooLarge => (413, "too-long"),
+            Self::UnsupportedMediaType => (415, "not-supported"),
+            Self::Unprocessable => (422, "processing"),
+            Self::Throttled => (429, "throttled"),
+            Self::Internal => (500, "exception"),
+            Self::BadGateway => (502, "transient"),
+            Self::Unavailable => (503, "transient"),
+            Self::GatewayTimeout => (504, "timeout"),
+        }
+    }
+}
+
 /// Whose fault it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {

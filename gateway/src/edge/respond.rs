@@ -1,30 +1,13 @@
-//! The only place that makes a response of an [`Error`]: one exhaustive match to status and code, and
-//! the form that the reader understands.
+//! The only place that makes a response of an [`Error`], in the form that the reader understands.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::error::{Error, Kind};
 
-/// Status, FHIR issue-type code, and OAuth's closest word.
-const fn codes(kind: Kind) -> (StatusCode, &'static str) {
-    match kind {
-        Kind::BadRequest => (StatusCode::BAD_REQUEST, "invalid"),
-        Kind::Unauthenticated => (StatusCode::UNAUTHORIZED, "login"),
-        Kind::GrantEnded => (StatusCode::UNAUTHORIZED, "expired"),
-        Kind::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
-        Kind::NotFound => (StatusCode::NOT_FOUND, "not-found"),
-        Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "not-supported"),
-        Kind::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-supported"),
-        Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-long"),
-        Kind::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-supported"),
-        Kind::Unprocessable => (StatusCode::UNPROCESSABLE_ENTITY, "processing"),
-        Kind::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
-        Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "exception"),
-        Kind::BadGateway => (StatusCode::BAD_GATEWAY, "transient"),
-        Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "transient"),
-        Kind::GatewayTimeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
-    }
+fn codes(kind: Kind) -> (StatusCode, &'static str) {
+    let (status, code) = kind.codes();
+    (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), code)
 }
 
 /// For the FHIR road: an OperationOutcome. `token_came`: RFC 6750 §3 names the error only then.

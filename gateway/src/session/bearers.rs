@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mantel_adapters::{
-    site::{AppId, SiteId},
+    site::{AppId, RegistrationId, SiteId},
     smart::{launch::LaunchContext, scope::ScopeSet},
 };
 use moka::{Expiry, sync::Cache};
@@ -26,6 +26,9 @@ pub struct Session {
     pub grant: GrantId,
     pub app: AppId,
     pub site: SiteId,
+    /// By which the app is known at the EHR, and its fingerprint when the grant was made.
+    pub registration: RegistrationId,
+    pub fingerprint: String,
     /// What the judge enforces: this token's scopes, never wider than the grant's.
     pub enforced: ScopeSet,
     /// What the EHR said it granted; none: unknown, so its answers are inspected.
@@ -44,6 +47,8 @@ impl Session {
             grant: grant.id,
             app: grant.app.clone(),
             site: grant.site.clone(),
+            registration: grant.registration.clone(),
+            fingerprint: grant.fingerprint.clone(),
             enforced: ScopeSet::parse(&token.enforced).unwrap_or_default(),
             upstream: facts.upstream.as_deref().and_then(|text| ScopeSet::parse(text).ok()),
             context: facts.context.clone(),

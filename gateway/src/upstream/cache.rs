@@ -14,20 +14,20 @@ pub struct Died;
 
 /// How long things are kept.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Keep {
+pub(crate) struct Keep {
     /// How long after its lifetime a value is served while a new one is fetched.
-    pub(super) stale: Duration,
+    pub(crate) stale: Duration,
     /// How long a failure is answered before it is tried again.
-    pub(super) failure: Duration,
+    pub(crate) failure: Duration,
 }
 
 /// A fetched value and its lifetime.
-pub(super) struct Loaded<V> {
-    pub(super) value: V,
-    pub(super) lifetime: Duration,
+pub(crate) struct Loaded<V> {
+    pub(crate) value: V,
+    pub(crate) lifetime: Duration,
 }
 
-pub(super) struct Kept<V, E> {
+pub(crate) struct Kept<V, E> {
     state: Arc<Mutex<State<V, E>>>,
     keep: Keep,
     /// Fetches outlive who asked first, and that runtime must outlive them all.
@@ -56,14 +56,14 @@ impl<V> Stored<V> {
 }
 
 impl<V: Send + Sync + 'static, E: Clone + From<Died> + Send + Sync + 'static> Kept<V, E> {
-    pub(super) fn new(keep: Keep, runtime: Handle) -> Self {
+    pub(crate) fn new(keep: Keep, runtime: Handle) -> Self {
         let state = State { value: None, failed: None, begun: None, flight: None };
         Self { state: Arc::new(Mutex::new(state)), keep, runtime }
     }
 
     /// The value: at once if it is fresh, or stale within bounds (then a new one is fetched behind);
     /// else what the one fetch under way brings. `load` is given the value before.
-    pub(super) async fn get<F>(&self, load: impl FnOnce(Option<Arc<V>>) -> F) -> Result<Arc<V>, E>
+    pub(crate) async fn get<F>(&self, load: impl FnOnce(Option<Arc<V>>) -> F) -> Result<Arc<V>, E>
     where
         F: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
     {
@@ -91,7 +91,7 @@ impl<V: Send + Sync + 'static, E: Clone + From<Died> + Send + Sync + 'static> Ke
 
     /// Fetches anew even if the value is fresh, but not more than once in `interval`; what is known then
     /// if it is too soon or fails.
-    pub(super) async fn renew<F>(&self, interval: Duration, load: impl FnOnce(Option<Arc<V>>) -> F) -> Result<Arc<V>, E>
+    pub(crate) async fn renew<F>(&self, interval: Duration, load: impl FnOnce(Option<Arc<V>>) -> F) -> Result<Arc<V>, E>
     where
         F: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
     {

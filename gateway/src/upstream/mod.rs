@@ -12,7 +12,7 @@
 
 mod assertion;
 mod body;
-mod cache;
+pub(crate) mod cache;
 mod client;
 mod connector;
 pub mod discovery;
