@@ -9,7 +9,7 @@ mod outcome;
 mod plan;
 
 pub use self::{
-    headers::{Placeholders, discovery_headers, encode_query, fhir_headers},
+    headers::{Placeholders, discovery_headers, encode_query, fhir_headers, page_query},
     normalise::{AnswerKind, FhirAnswer, Issue, NormalisedError, Severity, VendorCode, fhir_error},
     plan::plan,
 };

@@ -123,8 +123,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
             anyhow::bail!("store.url: PostgreSQL is not served by this version; expected sqlite:///path")
         }
     };
-    let pages = Arc::new(Pages::new(sealer.derive("paging links")));
-    let statements = Arc::new(Statements::default());
+    let pages = Arc::new(Pages::new(&sealer.derive("paging links")));
     let sqlite = Arc::new(Sqlite::open(path, sealer).await.context("the store cannot be opened")?);
     let store: SharedStore = sqlite.clone();
     let listener = listen::bind(config.server.listen).await?;
@@ -181,6 +180,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
     });
 
+    let statements = Statements::new(ehrs.clone(), metrics.clone(), clock.clone(), handle.clone());
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let admin = Arc::new(Admin { metrics: metrics.clone(), store: store.clone(), stop: stop.clone() });
     tokio::spawn(admin.serve(admin_listener, end.clone()));

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::ACCEPT};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::Unplannable;
 use crate::profile::Profile;
@@ -84,6 +84,32 @@ pub(super) fn set_parameters(
         query.push((name.clone(), value.into_owned()));
     }
     Ok(())
+}
+
+/// The raw query of a further page with the profile's parameters: vendors leave their own out of their
+/// links (athenahealth's `next` lacks `ah-practice`). Everything else keeps its bytes: paging tokens are
+/// opaque.
+///
+/// # Errors
+/// Where a placeholder has no value.
+pub fn page_query(
+    raw: Option<&str>,
+    profile: &Profile,
+    placeholders: Placeholders<'_>,
+) -> Result<Option<String>, Unplannable> {
+    let mut set = Vec::new();
+    set_parameters(&mut set, profile, placeholders)?;
+    let ours = |pair: &str| {
+        let name = pair.split('=').next().unwrap_or_default();
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        profile.query.keys().any(|set| base_name(&name).eq_ignore_ascii_case(set))
+    };
+    let mut parts: Vec<Cow<'_, str>> =
+        raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !ours(pair)).map(Cow::Borrowed).collect();
+    if !set.is_empty() {
+        parts.push(Cow::Owned(encode_query(&set)));
+    }
+    Ok((!parts.is_empty()).then(|| parts.join("&")))
 }
 
 /// A parameter's name without its modifier.

@@ -9,6 +9,7 @@ use http::{Response, StatusCode, header};
 use mantel_adapters::{
     profile::{Pkce, StandalonePatient},
     smart::{
+        discovery::audience,
         pkce::CodeVerifier,
         scope::Asked,
         translate::{AskOptions, GrantKind, ask},
@@ -237,7 +238,10 @@ async fn to_ehr(
     let wants_identity = request.text.split(' ').any(|word| word == "openid");
     let nonce = (profile.nonce && wants_identity).then(|| entropy::uuid4(&*oauth.entropy).simple().to_string());
     let redirect_uri = call.config.urls().callback(&registration.id);
-    let aud = if profile.aud == "base" { site.fhir_base_text.as_str() } else { profile.aud.as_str() };
+    let Some(aud) = audience(profile, &site.fhir_base_text) else {
+        tracing::error!(site = %site.id, aud = profile.aud, "the profile's `aud` makes no URL");
+        return Ok(back.error(Code::ServerError, "The gateway's configuration of this EHR is not usable."));
+    };
     let challenge = verifier.challenge(sha256);
     let mut pairs = vec![
         ("response_type", "code"),
@@ -245,7 +249,7 @@ async fn to_ehr(
         ("redirect_uri", &redirect_uri),
         ("scope", &request.text),
         ("state", &state),
-        ("aud", aud),
+        ("aud", &aud),
     ];
     if profile.pkce == Pkce::S256 {
         pairs.extend([("code_challenge", challenge.as_str()), ("code_challenge_method", "S256")]);
