@@ -3,3 +3,4 @@
 //! [`ehr`] shares no code with the gateway: a shared bug must not hide.
 
 pub mod ehr;
+pub mod harness;
