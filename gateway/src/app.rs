@@ -1,5 +1,7 @@
 //! The composition root: from a checked configuration to a running gateway.
 
+mod collector;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -34,7 +36,7 @@ use crate::{
     store::{
         BootId, EndReason, Grant, GrantFacts, Revocation, SharedStore, StoreError, sealing::Sealer, sqlite::Sqlite,
     },
-    telemetry::{AccessLog, Metrics},
+    telemetry::{AccessLog, Metrics, traces::Traces},
     upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome},
 };
 
@@ -57,6 +59,19 @@ impl Ports {
             access_log: Box::new(std::io::stdout()),
         }
     }
+}
+
+/// Starts the exporter of spans, if the configuration names a collector.
+///
+/// # Errors
+/// If the exporter cannot be made.
+pub fn traces(config: &Config, runtime: Handle) -> anyhow::Result<Option<Traces>> {
+    let Some(collector) = &config.telemetry.otlp else { return Ok(None) };
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let carrier = Arc::new(collector::Collector::new()?);
+    #[allow(clippy::cast_precision_loss, reason = "0 to 100")]
+    let share = config.telemetry.sample_percent as f64 / 100.0;
+    Traces::start(collector.as_str(), share, carrier, runtime).map(Some)
 }
 
 /// A gateway that serves. Dropped without [`Running::stop`], it goes on until its runtime ends.
@@ -144,6 +159,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
         )
     })?;
     metrics.take_on(&config, clock.now().seconds());
+    let traced = config.telemetry.otlp.is_some();
     let workers = config.server.workers.unwrap_or_else(cores);
     let settings =
         Settings { limits: config.server.limits.clone(), timeouts: timeouts.clone(), tls, metrics: metrics.clone() };
@@ -208,6 +224,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
             stack: stack.clone(),
             control: handle.clone(),
             metrics: metrics.clone(),
+            traced,
             lines: std::sync::Mutex::new(log.lines()),
             clock: clock.clone(),
             entropy: entropy.clone(),

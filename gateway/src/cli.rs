@@ -79,17 +79,21 @@ fn serve(sources: &Sources) -> anyhow::Result<ExitCode> {
         }
     };
     let format = if io::stderr().is_terminal() { logging::Format::Text } else { logging::Format::Json };
-    logging::init(format, "info", None)?;
-    for note in &loaded.notes {
-        tracing::warn!(%note, "configuration");
-    }
     let drain = loaded.config.server.timeouts.drain;
     let control =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("control").build()?;
+    let traces = app::traces(&loaded.config, control.handle().clone())?;
+    logging::init(format, &loaded.config.telemetry.log, traces.as_ref())?;
+    for note in &loaded.notes {
+        tracing::warn!(%note, "configuration");
+    }
     control.block_on(async move {
         let running = app::start(loaded.config, Ports::of_process()).await?;
         lifecycle::on_signals(running.stopping(), drain)?;
         running.until_stopped().await
     })?;
+    if let Some(traces) = traces {
+        traces.stop();
+    }
     Ok(ExitCode::SUCCESS)
 }

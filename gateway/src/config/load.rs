@@ -30,7 +30,7 @@ pub struct Provenance {
     pub(super) profiles: BTreeMap<SiteId, Node>,
 }
 
-const TABLES: [&str; 7] = ["server", "store", "vendors", "keys", "registrations", "sites", "apps"];
+const TABLES: [&str; 8] = ["server", "telemetry", "store", "vendors", "keys", "registrations", "sites", "apps"];
 
 /// Reads and checks a configuration whole.
 ///
@@ -50,6 +50,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     }
 
     let server = server::read(&context);
+    let telemetry = server::read_telemetry(&context);
     let store = server::read_store(&context);
     let (vendors, vendor_names) = profiles::read(&context);
     let (keys, key_names) = registrations::read_keys(&context);
@@ -74,7 +75,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     // What a faulty store hides from the rest is nothing: the checks go on without it.
     let store =
         store.unwrap_or(super::model::StoreConfig { url: super::model::StoreUrl::Sqlite(None), seal: Vec::new() });
-    let config = Config { server, store, keys, registrations, sites: sites.sites, apps };
+    let config = Config { server, telemetry, store, keys, registrations, sites: sites.sites, apps };
     cross::check(&context, &config);
 
     let (faults, notes) = context.finish();

@@ -22,6 +22,7 @@ use crate::secret::Secret;
 /// One consistent snapshot of the configuration.
 pub struct Config {
     pub server: Server,
+    pub telemetry: Telemetry,
     pub store: StoreConfig,
     pub keys: BTreeMap<KeySetId, Arc<KeySet>>,
     pub registrations: BTreeMap<RegistrationId, Arc<Registration>>,
@@ -72,6 +73,17 @@ pub struct Server {
     pub max_stale: Duration,
     /// Only the sandbox sets it: literal secrets and `http://` bases of loopback hosts are taken.
     pub sandbox: bool,
+}
+
+/// What leaves for those who watch.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// An OpenTelemetry collector's base (`https://collector.example.org:4318`); none: no spans are made.
+    pub otlp: Option<Url>,
+    /// How many of a hundred traces are kept where the app's `traceparent` does not decide it.
+    pub sample_percent: u64,
+    /// Which events are logged, in `tracing`'s directive syntax.
+    pub log: String,
 }
 
 pub struct ServerTls {

@@ -7,7 +7,7 @@ use figment::value::Value;
 use super::{
     address,
     fault::shown,
-    model::{Limits, SealKey, Server, ServerTls, StoreConfig, StoreUrl, Timeouts},
+    model::{Limits, SealKey, Server, ServerTls, StoreConfig, StoreUrl, Telemetry, Timeouts},
     reader::{Context, Given, Table},
     secrets::{self, Pem, Source},
 };
@@ -132,6 +132,33 @@ fn timeouts(table: &Table<'_>) -> Timeouts {
     };
     timeouts.finish();
     read
+}
+
+pub(super) fn read_telemetry(context: &Context<'_>) -> Telemetry {
+    let table = context.top("telemetry");
+    let expected = "a collector's base, such as https://collector.example.org:4318";
+    let otlp = table.text("otlp", expected).and_then(|text| {
+        let url = url::Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        if url.is_none() {
+            context.refuse(&text, expected);
+        }
+        url
+    });
+    let expected = "tracing's directives, such as info or mantel=debug,warn";
+    let log = table.text("log", expected).filter(|text| {
+        let reads = tracing_subscriber::EnvFilter::try_new(&text.value).is_ok();
+        if !reads {
+            context.refuse(text, expected);
+        }
+        reads
+    });
+    let telemetry = Telemetry {
+        otlp,
+        sample_percent: table.number("sample_percent", 0..=100).unwrap_or(1),
+        log: log.map_or_else(|| "info".into(), |log| log.value),
+    };
+    table.finish();
+    telemetry
 }
 
 pub(super) fn read_store(context: &Context<'_>) -> Option<StoreConfig> {

@@ -19,6 +19,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use mantel_adapters::fhir::interaction::InteractionKind;
 use tokio::runtime::Handle;
+use tracing::{Instrument as _, Span};
 
 use super::{
     cors::{self, Readers},
@@ -32,7 +33,7 @@ use crate::{
     entropy::{self, SharedEntropy},
     error::{Error, Kind},
     proxy::{self, Body, Facts, Proxy},
-    telemetry::{AccessRecord, Metrics, access_log::Lines, metrics::Outcome},
+    telemetry::{AccessRecord, Metrics, access_log::Lines, metrics::Outcome, traces},
 };
 
 /// A form or an assertion; far above what any client sends.
@@ -45,6 +46,8 @@ pub struct Worker {
     pub stack: ControlStack,
     pub control: Handle,
     pub metrics: Arc<Metrics>,
+    /// Whether spans are made at all.
+    pub traced: bool,
     pub lines: Mutex<Lines>,
     pub clock: SharedClock,
     pub entropy: SharedEntropy,
@@ -123,8 +126,10 @@ impl Worker {
         let at = self.clock.now();
         let method = request.method().clone();
         let mut facts = Facts { token_came: request.headers().contains_key(header::AUTHORIZATION), ..Facts::default() };
+        let span = if self.traced { traces::request(request.headers(), "fhir") } else { Span::none() };
         let call = proxy::Call { config, base, tail, request, request_id: id.to_owned() };
-        let answered = AssertUnwindSafe(self.proxy.serve(call, &mut facts)).catch_unwind().await;
+        let serving = self.proxy.serve(call, &mut facts).instrument(span.clone());
+        let answered = AssertUnwindSafe(serving).catch_unwind().await;
         let (mut response, outcome) = match answered {
             Ok(Ok(response)) => {
                 let outcome = facts.outcome.unwrap_or_else(|| Outcome::of_status(response.status().as_u16()));
@@ -151,6 +156,11 @@ impl Worker {
         cors::add(headers, readers, origin, known);
         let took = started.elapsed();
         let kind = facts.kind.unwrap_or(InteractionKind::Read);
+        span.record("mantel.interaction", kind.text());
+        if let Some((vendor, site)) = &facts.site {
+            span.record("mantel.vendor", vendor.as_str()).record("mantel.site", site.as_str());
+        }
+        span.record("http.response.status_code", response.status().as_u16());
         self.metrics.request(facts.site.as_ref().map(|(vendor, site)| (vendor, site)), kind, outcome, took, facts.ehr);
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).write(&AccessRecord {
             at,
@@ -191,7 +201,9 @@ impl Worker {
             }
             Ok(body) => {
                 let request = Request::from_parts(parts, body.to_bytes());
-                match self.control.spawn(self.stack.clone().serve(request, config, id.to_owned())).await {
+                let span = if self.traced { traces::request(request.headers(), "oauth") } else { Span::none() };
+                let serving = self.stack.clone().serve(request, config, id.to_owned()).instrument(span.clone());
+                match self.control.spawn(serving).await {
                     Ok(answer) => answer,
                     Err(_) => {
                         (respond::plain(&Error::internal("a control task ended early"), id).map(Body::from), "failed")

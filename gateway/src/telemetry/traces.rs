@@ -5,13 +5,15 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry::{propagation::TextMapPropagator as _, trace::TracerProvider as _};
+use opentelemetry_http::{HeaderExtractor, HttpClient, HttpError};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{
     Resource,
+    propagation::TraceContextPropagator,
     trace::{Sampler, SdkTracerProvider},
 };
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, registry::LookupSpan};
 
 /// How spans are carried to the collector: the gateway's own client, plugged in by `app`.
@@ -39,6 +41,24 @@ impl HttpClient for OnRuntime {
         let carrier = self.carrier.clone();
         self.runtime.spawn(async move { carrier.send(request).await }).await?
     }
+}
+
+/// The span of one request, below the app's own if it sent a `traceparent` (W3C Trace Context). Its
+/// attributes are filled in as they are found out, and none of them names a patient.
+pub fn request(headers: &http::HeaderMap, road: &'static str) -> tracing::Span {
+    let span = tracing::info_span!(
+        "request",
+        otel.kind = "server",
+        mantel.road = road,
+        mantel.interaction = tracing::field::Empty,
+        mantel.vendor = tracing::field::Empty,
+        mantel.site = tracing::field::Empty,
+        http.response.status_code = tracing::field::Empty,
+    );
+    let parent = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
+    // Fails only where no exporter listens, and then nobody misses it.
+    let _ = span.set_parent(parent);
+    span
 }
 
 /// The running exporter.
