@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http::{
     HeaderMap, Method, Request, StatusCode,
-    header::{CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE},
+    header::{CONTENT_TYPE, COOKIE, HOST, LOCATION, SET_COOKIE},
 };
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
@@ -117,7 +117,13 @@ impl Visitor {
         let place = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(0));
         let mut bare = url.clone();
         bare.set_fragment(None);
-        let mut request = Request::builder().method(method).uri(bare.as_str());
+        let mut request = Request::builder().method(method);
+        // As browsers do: such names are this machine, whatever a resolver says (RFC 6761 §6.3).
+        if url.host_str().is_some_and(|host| host.ends_with(".localhost")) {
+            request = request.header(HOST, &place);
+            bare.set_host(Some("127.0.0.1"))?;
+        }
+        request = request.uri(bare.as_str());
         if let Some(jar) = self.cookies.get(&place).filter(|jar| !jar.is_empty()) {
             let pairs: Vec<String> = jar.iter().map(|(name, value)| format!("{name}={value}")).collect();
             request = request.header(COOKIE, pairs.join("; "));
