@@ -29,9 +29,17 @@ export function fail(error) {
 
 /** What went wrong, in the words of an OperationOutcome where there is one. */
 export function words(error) {
-  const outcome = error?.body ?? error;
-  const issue = outcome?.issue?.[0];
-  return issue?.diagnostics || issue?.details?.text || error?.message || String(error);
+  const issue = (error?.issue ? error : outcome(error?.message))?.issue?.[0];
+  return issue?.details?.text || issue?.diagnostics || error?.message || String(error);
+}
+
+/** fhirclient puts the body of a refusal at the end of its error's message. */
+function outcome(message = "") {
+  try {
+    return JSON.parse(message.slice(message.indexOf("{")));
+  } catch {
+    return undefined;
+  }
 }
 
 export async function config() {

@@ -162,11 +162,11 @@ function vital({ title, points }) {
     el("h3", {}, title),
     el("p", { class: "value" }, el("b", {}, value), ` ${unit(last.unit)}`),
     sparkline(points, label),
-    el("small", {}, `${day(last.when)} · ${points.length} ${points.length === 1 ? "value" : "values"}`),
+    el("small", {}, day(last.when)),
   );
 }
 
-const unit = (given) => ({ "mm[Hg]": "mmHg", "{score}": "of 10", Cel: "°C" })[given] ?? given;
+const unit = (given) => ({ "mm[Hg]": "mmHg", "{score}": "of 10", Cel: "°C", "kg/m2": "kg/m²" })[given] ?? given;
 
 export async function showVitals(client) {
   const place = $("vitals");

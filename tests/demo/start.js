@@ -6,7 +6,7 @@ const settings = await config();
 function authorize(base) {
   const { clientId, scopes } = settings;
   const redirectUri = new URL("chart.html", location.href).href;
-  return window.FHIR.oauth2.authorize({ clientId, scope: `launch/patient ${scopes}`, redirectUri, iss: base, pkceMode: "required" });
+  return window.FHIR.oauth2.authorize({ clientId, scope: `launch/patient ${scopes}`, redirectUri, iss: base, pkceMode: "required", completeInTarget: true });
 }
 
 function starter(base) {

@@ -69,7 +69,10 @@ fn told(running: &Running, app: Option<&App>) -> String {
     text += &format!("  Metrics                 {}/metrics\n", running.admin_url);
     text += &format!("  Its configuration       {}\n", running.data_dir.join("mantel.toml").display());
     if let Some(app) = app {
-        text += &format!("\n  Your app's client id    {} (public, PKCE)\n  Its redirect URI        {}\n", app.name, app.redirect);
+        text += &format!(
+            "\n  Your app's client id    {} (public, PKCE)\n  Its redirect URI        {}\n",
+            app.name, app.redirect
+        );
     }
     text + "\n  Ctrl-C ends it.\n"
 }

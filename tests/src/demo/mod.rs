@@ -200,7 +200,8 @@ impl Server {
     fn custody(&self, query: &str) -> Value {
         let asked: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         let get = |wanted: &str| asked.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
-        let sites = self.facts.hospitals.iter().flat_map(|hospital| hospital.sites.iter().map(move |site| (hospital, site)));
+        let sites =
+            self.facts.hospitals.iter().flat_map(|hospital| hospital.sites.iter().map(move |site| (hospital, site)));
         let found = sites.into_iter().find(|(_, site)| Some(site.id) == get("site"));
         let view = found.and_then(|(hospital, site)| custody::view(&hospital.ehr, site, get("patient")));
         json!({ "custody": view })
