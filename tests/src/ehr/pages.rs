@@ -104,9 +104,11 @@ pub fn select_patient(server: &AuthServer, transaction: &str, client: &Client, s
 pub fn consent(server: &AuthServer, transaction: &str, client: &Client, request: &Request) -> String {
     let user = request.user.as_ref().map(|user| user.name.as_str()).unwrap_or_default();
     let patient = request.patient.as_ref().and_then(|id| server.patients().iter().find(|patient| patient.id == *id));
-    let about = patient.map(|patient| format!(" about <strong>{}</strong>", text(&patient.name))).unwrap_or_default();
+    let about = patient
+        .map(|patient| format!(" with the record of <strong>{}</strong>", text(&patient.name)))
+        .unwrap_or_default();
     let mut html = format!(
-        r#"<p>Signed in as <strong>{}</strong>.</p><p><strong>{}</strong> would like to{about}:</p><form method="post" action="/consent" id="consent-form"><input type="hidden" name="transaction" value="{}"><input type="hidden" name="selection" value="1"><ul class="scopes">"#,
+        r#"<p>Signed in as <strong>{}</strong>.</p><p><strong>{}</strong> would like this{about}:</p><form method="post" action="/consent" id="consent-form"><input type="hidden" name="transaction" value="{}"><input type="hidden" name="selection" value="1"><ul class="scopes">"#,
         text(user),
         text(client.title()),
         text(transaction)
@@ -232,8 +234,9 @@ label{{display:block;margin:.7rem 0 .2rem;font-size:.9rem}}input:not([type=check
 button{{margin:.8rem 0 0;padding:.5rem 1.1rem;border:1px solid var(--brand);border-radius:.3rem;background:var(--brand);color:#fff;font:inherit;cursor:pointer}}
 button.quiet,button.account{{background:#fff;color:var(--brand)}}.accounts{{display:grid;grid-template-columns:repeat(auto-fill,minmax(12rem,1fr));gap:.4rem}}
 button.account{{width:100%;margin:0;text-align:left}}button small{{display:block;color:#667}}small{{color:#667}}header small{{color:#fff}}
-.fault{{color:#a1121f}}.scopes{{padding-left:1.1rem}}label.scope{{display:inline;font-size:1rem}}fieldset{{border:1px solid #d5dae2;border-radius:.4rem;margin:1rem 0}}
-footer{{max-width:44rem;margin:0 auto 2rem;font-size:.8rem;color:#667;overflow-wrap:anywhere}}</style></head>
+.fault{{color:#a1121f}}.scopes{{padding:0;list-style:none}}.scopes li{{padding:.3rem 0;border-top:1px solid #e4e7ec}}label.scope{{display:block;margin:0;font-size:1rem}}fieldset{{border:1px solid #d5dae2;border-radius:.4rem;margin:1rem 0}}
+a{{color:var(--brand)}}select{{background:#fff}}@media(max-width:45rem){{main{{margin:1rem}}header{{padding:.8rem 1rem}}header small{{display:block;margin:0}}}}
+footer{{max-width:44rem;margin:0 auto 2rem;padding:0 1.5rem;font-size:.8rem;color:#667;overflow-wrap:anywhere}}</style></head>
 <body><header>{name}<small>a simulation for tests; nobody here is real</small></header><main><h1>{title}</h1>{body}</main><footer>FHIR base: {base}</footer></body></html>"#,
         title = text(title),
     )

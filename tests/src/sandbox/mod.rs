@@ -187,7 +187,7 @@ impl Running {
 fn demo_app(demo_url: &str) -> App {
     App {
         name: DEMO.into(),
-        title: "Hearth, the demo app".into(),
+        title: "Hearth".into(),
         redirect: format!("{demo_url}chart.html"),
         launch: Some(format!("{demo_url}launch.html")),
         origin: demo_url.trim_end_matches('/').to_owned(),
