@@ -6,7 +6,10 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use mantel_tests::{
-    ehr::visitor::{Page, Visitor},
+    ehr::{
+        simulator::LaunchOrder,
+        visitor::{Page, Visitor},
+    },
     sandbox::{App, DEMO, Options, Running, Sandbox, hospitals::HOSPITALS},
 };
 use serde_json::Value;
@@ -105,37 +108,68 @@ impl Launched {
     }
 }
 
-/// A patient signs in from the demo app at a site's base.
-async fn launch(running: &Running, site: &str, scopes: &str) -> Launched {
-    let base = running.site_base(site);
-    let redirect_uri = running.redirect_uri();
-    let mut visitor = Visitor::new().stop_at(&redirect_uri);
+/// The demo app's authorization request at a site's base.
+fn authorize(running: &Running, site: &str, scopes: &str, launch: Option<&str>) -> Url {
     let mut url = Url::parse(&format!("{}/sites/{site}/oauth/authorize", running.gateway_url)).unwrap();
     url.query_pairs_mut()
         .append_pair("response_type", "code")
         .append_pair("client_id", DEMO)
-        .append_pair("redirect_uri", &redirect_uri)
+        .append_pair("redirect_uri", &running.redirect_uri())
         .append_pair("scope", scopes)
         .append_pair("state", "a-state")
-        .append_pair("aud", &base)
+        .append_pair("aud", &running.site_base(site))
         .append_pair("code_challenge", CHALLENGE)
-        .append_pair("code_challenge_method", "S256");
-    let sign_in = visitor.get(url.as_str()).await.unwrap();
-    let consent = visitor.sign_in(&sign_in, "addie.tremblay").await.unwrap();
-    let back = visitor.press(&consent, "approve", &[]).await.unwrap();
-    assert_eq!(back.redirect_param("state").as_deref(), Some("a-state"), "{}", back.text());
-    let code = back.redirect_param("code").unwrap();
+        .append_pair("code_challenge_method", "S256")
+        .extend_pairs(launch.map(|launch| ("launch", launch)));
+    url
+}
+
+/// What the app does with the redirect that it gets back.
+async fn redeem(running: &Running, visitor: &mut Visitor, site: &str, back: &Page) -> Launched {
+    assert_eq!(back.redirect_param("state").as_deref(), Some("a-state"), "{site}: {}", back.text());
+    let refused = back.redirect_param("error_description");
+    let code = back.redirect_param("code").unwrap_or_else(|| panic!("{site}: {refused:?}"));
     let token = format!("{}/sites/{site}/oauth/token", running.gateway_url);
     let fields = [
         ("grant_type", "authorization_code"),
         ("code", &code),
-        ("redirect_uri", &redirect_uri),
+        ("redirect_uri", &running.redirect_uri()),
         ("client_id", DEMO),
         ("code_verifier", VERIFIER),
     ];
     let answer = visitor.post(&token, &fields).await.unwrap();
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert_eq!(answer.status, StatusCode::OK, "{site}: {}", answer.text());
     Launched { answer: answer.json().unwrap() }
+}
+
+/// A patient signs in from the demo app at a site's base.
+async fn launch(running: &Running, site: &str, scopes: &str) -> Launched {
+    let mut visitor = Visitor::new().stop_at(&running.redirect_uri());
+    let sign_in = visitor.get(authorize(running, site, scopes, None).as_str()).await.unwrap();
+    let consent = visitor.sign_in(&sign_in, "addie.tremblay").await.unwrap();
+    let back = visitor.press(&consent, "approve", &[]).await.unwrap();
+    redeem(running, &mut visitor, site, &back).await
+}
+
+/// A clinician opens the demo app from a record.
+async fn ehr_launch(running: &Running, site: &str, scopes: &str) -> Launched {
+    let filing = running.filings.iter().find(|filing| filing.app == DEMO && filing.plan.id == site).unwrap();
+    let ehr = running.ehr(filing.hospital.host.trim_end_matches(".localhost")).unwrap();
+    let patient = ehr.auth.patients().first().unwrap().id.clone();
+    let order = LaunchOrder { client_id: filing.client_id.clone(), patient: Some(patient), ..LaunchOrder::default() };
+    let url = ehr.launch(&order).unwrap().url.unwrap();
+    let launch_page = format!("{}launch.html", running.demo_url);
+    let mut visitor = Visitor::new().stop_at(&launch_page).stop_at(&running.redirect_uri());
+    let opened = visitor.get(&url).await.unwrap();
+    assert_eq!(opened.redirect_param("iss"), Some(running.site_base(site)), "{site}: {}", opened.text());
+    let token = opened.redirect_param("launch").unwrap();
+    let mut back = visitor.get(authorize(running, site, scopes, Some(&token)).as_str()).await.unwrap();
+    if back.has_button("approve") {
+        back = visitor.press(&back, "approve", &[]).await.unwrap();
+    }
+    let launched = redeem(running, &mut visitor, site, &back).await;
+    assert_eq!(launched.text("patient"), order.patient.unwrap(), "{site}");
+    launched
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,6 +204,30 @@ async fn a_patient_signs_in_and_the_demo_sees_the_ehrs_token_age() {
     let read = read(running, &format!("/sites/epic/fhir/r4/Patient/{patient}"), launched.text("access_token")).await;
     assert_eq!(read["name"][0]["family"], "Tremblay", "{read}");
     bench.running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_hospital_is_launched_at_and_launches_however_strict() {
+    const SCOPES: &str = "openid fhirUser offline_access patient/Patient.rs patient/Observation.rs";
+    let sorted = |text: &str| {
+        let mut words: Vec<String> = text.split(' ').map(str::to_owned).collect();
+        words.sort_unstable();
+        words
+    };
+    for strict in [false, true] {
+        let bench = bench(Options { strict, ..Options::default() }).await;
+        for site in ["epic", "oracle-patients", "athena", "athena-practice", "generic"] {
+            let asked = format!("launch/patient {SCOPES}");
+            let launched = launch(&bench.running, site, &asked).await;
+            assert_eq!(sorted(launched.text("scope")), sorted(&asked), "{site}, strict: {strict}");
+            assert!(!launched.text("patient").is_empty(), "{site}, strict: {strict}");
+        }
+        for site in ["epic", "oracle", "athena", "athena-practice", "generic"] {
+            let asked = format!("launch {SCOPES}");
+            let launched = ehr_launch(&bench.running, site, &asked).await;
+            assert_eq!(sorted(launched.text("scope")), sorted(&asked), "{site}, strict: {strict}");
+        }
+    }
 }
 
 /// A FHIR read with a bearer, at Mantel.

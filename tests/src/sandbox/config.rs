@@ -11,7 +11,10 @@ use serde_json::json;
 
 use crate::{
     ehr::{
-        auth::client::{Persona, Use},
+        auth::{
+            client::{Persona, Use},
+            places::Host,
+        },
         server,
     },
     sandbox::{
@@ -144,6 +147,16 @@ fn site_file(place: &Place<'_>, filings: &[Filing]) -> String {
             "allow_private = true\nframe_origins = {}\nstandalone_patient = \"ehr\"",
             list([place.ehr.origin.as_str()])
         );
+        let auth = &place.ehr.auth;
+        if !auth.rules.smart_configuration {
+            let host = if plan.persona == Some(Persona::Patient) { Host::Patients } else { Host::Main };
+            let _ = writeln!(
+                text,
+                "# No smart-configuration says who signs its id_tokens.\nid_token = {{ issuer = {}, jwks = {} }}",
+                quoted(&auth.places.issuer(host)),
+                quoted(&auth.places.jwks(host)),
+            );
+        }
         for filing in filed {
             let _ = writeln!(
                 text,
