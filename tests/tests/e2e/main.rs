@@ -3,4 +3,5 @@
 mod bad_input;
 mod fhir;
 mod launches;
+mod telemetry;
 mod tokens;
