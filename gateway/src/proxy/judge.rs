@@ -171,7 +171,7 @@ pub enum Judged {
     /// whatever the reason, the answer is [`not_found`].
     ReadFirst {
         read: Authorized,
-        then: Pending,
+        then: Box<Pending>,
     },
     Bundle(JudgedBundle),
 }

@@ -43,7 +43,7 @@ pub enum EntryJudgement {
     /// As [`Judged::ReadFirst`].
     ReadFirst {
         read: Authorized,
-        then: Pending,
+        then: Box<Pending>,
     },
     /// Never in a transaction. The answer has this error in the entry's place.
     Refused(Error),

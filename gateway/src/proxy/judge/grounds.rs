@@ -139,8 +139,7 @@ pub(super) fn is_stream_for_all(case: &Case<'_>, needed: Permissions) -> bool {
 }
 
 pub(super) fn is_open_for_all(case: &Case<'_>, needed: Permissions) -> bool {
-    let open = |name: &&str| broad(&case.session.enforced, name, needed).contains(&Way::Open);
-    RESOURCE_TYPES.iter().all(|name| open(&name))
+    RESOURCE_TYPES.iter().all(|name| broad(&case.session.enforced, name, needed).contains(&Way::Open))
 }
 
 /// Demands a permission on every type: `*` in one context. Types that cannot be told apart pass here; what is held

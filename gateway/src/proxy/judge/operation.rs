@@ -126,7 +126,6 @@ fn searched<'t>(operation: &Operation, resource_type: &'t str) -> Option<&'t str
     matches!(operation.needs, Needs::OnType(_)).then_some(resource_type)
 }
 
-#[expect(clippy::too_many_arguments, reason = "what an operation is, apart, and the request that it is")]
 fn by_patient(
     case: &Case<'_>,
     operation: &Operation,
@@ -172,7 +171,7 @@ fn by_patient(
         PatientRule::Search => {
             let given = parameters(&request)?;
             let count = given.len();
-            let allowed = search::of_type(case, resource_type, given, Naming::Parameter)?;
+            let allowed = search::of_type(case, resource_type, &given, Naming::Parameter)?;
             if request.method == Method::POST && allowed.parameters.len() != count {
                 return Err(forbidden(
                     "Under patient/ scopes a POST of this operation must name the patient in context itself.",

@@ -35,17 +35,17 @@ pub(super) struct Allowed {
 
 pub(super) fn judge(case: &Case<'_>, mut request: Request, interaction: Interaction) -> Result<Authorized> {
     let is_form = request.method == Method::POST;
-    let mut parameters = take_parameters(&mut request, is_form)?;
+    let parameters = take_parameters(&mut request, is_form)?;
     refuse_smuggling(&request.headers, &parameters)?;
     let mut allowed = match &interaction {
         Interaction::SearchType { resource_type } => {
             refuse_foreign_types(resource_type, &parameters)?;
-            of_type(case, resource_type, parameters, Naming::Parameter)?
+            of_type(case, resource_type, &parameters, Naming::Parameter)?
         }
         Interaction::SearchCompartment { compartment, id, resource_type } => {
             in_compartment(case, compartment, id, resource_type.as_deref(), parameters)?
         }
-        Interaction::SearchSystem => match take_types(&mut parameters)? {
+        Interaction::SearchSystem => match types_of(&parameters)? {
             Some(types) => of_types(case, &types, parameters)?,
             None => of_all(case, parameters)?,
         },
@@ -93,7 +93,7 @@ fn put_parameters(request: &mut Request, parameters: Pairs, is_form: bool) {
 }
 
 /// The types of a search over the whole server; `None`: all.
-fn take_types(parameters: &mut Pairs) -> Result<Option<Vec<String>>> {
+fn types_of(parameters: &[(String, String)]) -> Result<Option<Vec<String>>> {
     let is_type = |name: &str| split(name).0.eq_ignore_ascii_case("_type");
     let given: Vec<_> = parameters.iter().filter(|(name, _)| is_type(name)).cloned().collect();
     let [(name, value)] = given.as_slice() else {
@@ -164,7 +164,7 @@ fn in_compartment(
         if !open && !names_ours && !may_name {
             return Err(not_our_compartment(compartment));
         }
-        let allowed = of_type(case, name, parameters, naming)?;
+        let allowed = of_type(case, name, &parameters, naming)?;
         parameters = allowed.parameters;
         streams &= allowed.streams;
         limited |= !open;
@@ -173,10 +173,6 @@ fn in_compartment(
     let judged =
         JudgedSearch { resource_type: resource_type.map(str::to_owned), patient: patient_of(case, !limited), required };
     Ok(Allowed { parameters, judged, streams })
-}
-
-fn types_of(parameters: &[(String, String)]) -> Result<Option<Vec<String>>> {
-    take_types(&mut parameters.to_vec())
 }
 
 fn patient_of(case: &Case<'_>, open: bool) -> Option<String> {
@@ -196,8 +192,7 @@ fn not_our_compartment(compartment: &str) -> Error {
 /// Several types by name.
 fn of_types(case: &Case<'_>, types: &[String], parameters: Pairs) -> Result<Allowed> {
     if let [one] = types {
-        let mut allowed = of_type(case, one, parameters, Naming::Parameter)?;
-        allowed.parameters.push(("_type".into(), one.clone()));
+        let mut allowed = of_type(case, one, &parameters, Naming::Parameter)?;
         // A link of this search names no type in its path.
         allowed.judged.resource_type = Some(one.clone());
         return Ok(allowed);
@@ -247,7 +242,6 @@ fn of_types(case: &Case<'_>, types: &[String], parameters: Pairs) -> Result<Allo
             parameters = bind_patient(first, parameters, patient, naming, case.bases)?;
         }
     }
-    parameters.push(("_type".into(), types.join(",")));
     let judged = JudgedSearch { patient: patient_of(case, confined.is_empty()), ..JudgedSearch::default() };
     Ok(Allowed { parameters, judged, streams })
 }
@@ -271,17 +265,22 @@ fn has_patient(resource_type: &str) -> bool {
 }
 
 /// One type: by the way that fits the parameters.
-pub(super) fn of_type(case: &Case<'_>, resource_type: &str, parameters: Pairs, naming: Naming) -> Result<Allowed> {
+pub(super) fn of_type(
+    case: &Case<'_>,
+    resource_type: &str,
+    parameters: &[(String, String)],
+    naming: Naming,
+) -> Result<Allowed> {
     let mut ways = grounds::ways(case, resource_type, Permissions::SEARCH)?;
     let names_ours = naming == Naming::Path
-        || case.patient().is_some_and(|patient| names_patient(resource_type, &parameters, patient, case.bases));
+        || case.patient().is_some_and(|patient| names_patient(resource_type, parameters, patient, case.bases));
     if !names_ours {
         // What is not about the patient in context is tried by the other scopes first.
         ways.sort_by_key(Way::is_patients);
     }
     let mut refused = None;
     for way in ways {
-        match by_way(case, resource_type, &way, parameters.clone(), naming) {
+        match by_way(case, resource_type, &way, parameters.to_vec(), naming) {
             Ok(allowed) => return Ok(allowed),
             Err(error) => refused = refused.or(Some(error)),
         }
@@ -444,7 +443,7 @@ pub(super) fn condition(case: &Case<'_>, resource_type: &str, text: &str) -> Res
     if parameters.is_empty() {
         return Err(malformed("A condition has no criteria: expected parameter=value&…"));
     }
-    let allowed = of_type(case, resource_type, parameters, Naming::Parameter)?;
+    let allowed = of_type(case, resource_type, &parameters, Naming::Parameter)?;
     // Epic drops all others besides `_id`, the patient too.
     if !allowed.streams
         && resource_type != "Patient"

@@ -100,7 +100,7 @@ fn conditional(
     let way = ways.iter().find(|way| way.streams()).ok_or_else(by_id)?;
     may_become(case, way, resource_type, &request)?;
     let parameters = std::mem::take(&mut request.query);
-    let allowed = search::of_type(case, resource_type, parameters, Naming::Parameter)?;
+    let allowed = search::of_type(case, resource_type, &parameters, Naming::Parameter)?;
     if !allowed.streams || case.always_inspects() {
         return Err(by_id());
     }
@@ -149,11 +149,11 @@ fn change(
         needed,
         authorized,
     };
-    Ok(Judged::ReadFirst { read, then })
+    Ok(Judged::ReadFirst { read, then: Box::new(then) })
 }
 
 /// The first way by which a write may go; else why the first one refuses.
-fn first<'w>(ways: &'w [Way], allows: impl Fn(&Way) -> Result<()>) -> Result<&'w Way> {
+fn first(ways: &[Way], allows: impl Fn(&Way) -> Result<()>) -> Result<&Way> {
     let mut refused = None;
     for way in ways {
         match allows(way) {
