@@ -248,6 +248,9 @@ pub fn judge_page(
     Ok(Authorized { searched: Some(searched), ..page })
 }
 
+/// Far above any search; each may cost a look at all types.
+const MOST_PARAMETERS: usize = 256;
+
 /// Whatever a server could take for another method, or for a token, than what is judged.
 fn refuse_smuggling(headers: &HeaderMap, parameters: &[(String, String)]) -> Result<()> {
     const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
@@ -256,6 +259,10 @@ fn refuse_smuggling(headers: &HeaderMap, parameters: &[(String, String)]) -> Res
             Kind::BadRequest,
             "A header that overrides the method is refused: send the method itself.",
         ));
+    }
+    if parameters.len() > MOST_PARAMETERS {
+        let text = format!("The request has more than {MOST_PARAMETERS} parameters: send fewer.");
+        return Err(Error::app(Kind::BadRequest, text));
     }
     for (name, _) in parameters {
         let name = name.trim();

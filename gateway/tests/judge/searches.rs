@@ -417,6 +417,15 @@ fn a_posted_search_is_judged_with_its_form_and_sent_in_one_place() {
 }
 
 #[test]
+fn parameters_are_bounded() {
+    let form = |count: usize| vec!["performer.name=x"; count].join("&");
+    let world = World::new("user/*.rs", Silent);
+    let verdict = |count| world.verdict(&Sent::new("POST Observation/_search").form(&form(count)));
+    assert!(verdict(256).starts_with("stream"));
+    assert_eq!(verdict(257), "400");
+}
+
+#[test]
 fn another_method_in_a_header_is_refused() {
     let world = World::new("user/*.cruds", Silent);
     let (mut request, interaction) = Sent::new("GET Observation").classify();

@@ -217,6 +217,13 @@ fn conditional_forms_are_searches_too() {
     }
 }
 
+#[test]
+fn a_condition_that_only_a_create_has_goes_nowhere_else() {
+    let sent = put().header("if-none-exist", "patient=p2");
+    let Ok(Judged::Forward(authorized)) = World::new("patient/Observation.us", Same).judge(&sent) else { panic!() };
+    assert!(!authorized.request().headers.contains_key("if-none-exist"));
+}
+
 fn put() -> Sent {
     Sent::new("PUT Observation/1").json(OURS)
 }

@@ -9,7 +9,7 @@ use mantel_adapters::{
         inspect::{Ending, Inspector, Part, Verdict},
         rewrite::Bases,
     },
-    smart::scope::Permissions,
+    smart::scope::{Context, Coverage, Permissions},
 };
 use serde_json::{Value, json, value::RawValue};
 
@@ -97,23 +97,24 @@ impl Inspection {
     /// [`mantel_adapters::fhir::inspect::Inspector::new`].
     pub fn watch(self: &Arc<Self>) -> impl FnMut(&Part<'_>) -> Verdict + Send + use<> {
         let inspection = self.clone();
-        let mut kept = HashSet::new();
+        let mut kept = self.shows_provenance().then(HashSet::new);
         move |part| match &inspection.expects {
             Expects::Entries(entries) => answer(entries, part),
-            _ => inspection.see(part, &mut kept),
+            _ => inspection.see(part, kept.as_mut()),
         }
     }
 
-    fn see(&self, part: &Part<'_>, kept: &mut HashSet<String>) -> Verdict {
+    fn see(&self, part: &Part<'_>, kept: Option<&mut HashSet<String>>) -> Verdict {
         // An entry without a resource (a deletion in a history) says nothing to decide by.
         let Some(resource) = part.resource else { return Verdict::Drop };
         if part.outcome.is_some_and(|outcome| !is_outcome(outcome)) {
             return Verdict::Drop;
         }
-        if !self.keeps(resource) && !self.is_about_kept(resource, kept) {
+        if !self.keeps(resource) && !kept.as_ref().is_some_and(|kept| self.is_about_kept(resource, kept)) {
             return Verdict::Drop;
         }
-        if let Ok(head) = head(resource)
+        if let Some(kept) = kept
+            && let Ok(head) = head(resource)
             && let Some(id) = head.id
         {
             kept.insert(format!("{}/{id}", head.resource_type));
@@ -121,15 +122,15 @@ impl Inspection {
         Verdict::Keep
     }
 
+    /// Whether a Provenance may pass that does not name the patient.
+    fn shows_provenance(&self) -> bool {
+        matches!(self.expects, Expects::Search { .. })
+            && self.session.enforced.permits(Context::Patient, "Provenance", Permissions::READ) == Coverage::Yes
+    }
+
     /// A Provenance whose targets all were shown is as good as they: `_revinclude=Provenance:target`.
     fn is_about_kept(&self, resource: &[u8], kept: &HashSet<String>) -> bool {
-        use mantel_adapters::smart::scope::{Context, Coverage};
-        let readable =
-            self.session.enforced.permits(Context::Patient, "Provenance", Permissions::READ) == Coverage::Yes;
-        let alone = head(resource).is_ok_and(|head| head.resource_type == "Provenance" && head.contained.is_empty());
-        readable
-            && alone
-            && matches!(self.expects, Expects::Search { .. })
+        head(resource).is_ok_and(|head| head.resource_type == "Provenance" && head.contained.is_empty())
             && provenance_targets(resource, &self.bases)
                 .is_some_and(|targets| targets.iter().all(|target| kept.contains(target)))
     }

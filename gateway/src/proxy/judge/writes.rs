@@ -32,7 +32,11 @@ use crate::{
 const IF_NONE_EXIST: HeaderName = HeaderName::from_static("if-none-exist");
 const FHIR_JSON: HeaderValue = HeaderValue::from_static("application/fhir+json");
 
-pub(super) fn judge(case: &Case<'_>, request: Request, interaction: Interaction) -> Result<Judged> {
+pub(super) fn judge(case: &Case<'_>, mut request: Request, interaction: Interaction) -> Result<Judged> {
+    if !matches!(interaction, Interaction::Create { .. }) {
+        // Only a create has this condition; elsewhere it would go up unjudged.
+        request.headers.remove(IF_NONE_EXIST);
+    }
     let Some(resource_type) = interaction.resource_type().map(str::to_owned) else {
         return Err(Error::internal("a write without a type"));
     };
