@@ -10,7 +10,7 @@ use http_body_util::BodyExt as _;
 use mantel_adapters::{
     adapter::{FhirAnswer, NormalisedError, fhir_error},
     fhir::{
-        inspect::{Ending, Inspector},
+        inspect::{Ending, Fault, Inspector},
         links::{JudgedSearch, LinkBinder},
         rewrite::{Format, LinkHook, Rewriter, rewrite_all, sniff},
     },
@@ -32,6 +32,8 @@ use crate::{
 
 /// Of an error's body, so much is read.
 const ERROR_BODY: usize = 256 << 10;
+/// Whether a body is an HTML page shows in its beginning.
+const BEGINNING: usize = 1 << 10;
 /// An EHR that says 429 says seldom for how long (`vendors.md` C 27).
 const THROTTLED: Duration = Duration::from_secs(10);
 const UNAVAILABLE: Duration = Duration::from_secs(5);
@@ -63,6 +65,10 @@ pub(super) struct Expect {
     pub(super) check: Check,
     /// A Binary: in its own type, whatever that is.
     pub(super) is_binary: bool,
+    /// The app asked for a document in its own type, so an HTML page is one.
+    pub(super) may_be_html: bool,
+    /// It has changed something: whatever of its answer is withheld, that it took place is not.
+    pub(super) is_write: bool,
     /// An operation may answer with JSON that is not FHIR's.
     pub(super) is_operation: bool,
     /// It is about the patient in context: that this one exists is no secret.
@@ -76,7 +82,16 @@ pub(super) struct Expect {
 impl Expect {
     /// An answer without pages or other specialities.
     pub(super) fn plain(check: Check) -> Self {
-        Self { check, is_binary: false, is_operation: false, is_own_patient: false, head_only: false, links: None }
+        Self {
+            check,
+            is_binary: false,
+            may_be_html: false,
+            is_write: false,
+            is_operation: false,
+            is_own_patient: false,
+            head_only: false,
+            links: None,
+        }
     }
 }
 
@@ -86,26 +101,34 @@ impl Passage<'_> {
         let (head, mut body) = answer.into_parts();
         match head.status.as_u16() {
             304 => return Ok(self.bodyless(&head)),
+            300..=399 if expect.check.is_blind() && !expect.is_own_patient => return Err(not_found()),
             300..=399 => return self.redirect(&head),
             status if !(200..=299).contains(&status) => {
-                let error = self.read_error(&head, &mut body, expect.is_binary).await?;
-                return self.tell(error, &head, &expect);
+                let error = self.read_error(&head, &mut body, expect.may_be_html).await?;
+                return self.tell(&error, &head, &expect);
             }
             _ => {}
         }
-        if body.is_end_stream() || head.status == StatusCode::NO_CONTENT {
-            return Ok(self.bodyless(&head));
-        }
-        if head.headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity") {
+        let first = if body.is_end_stream() || head.status == StatusCode::NO_CONTENT {
+            None
+        } else if head.headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity") {
             return Err(nonsense("The EHR answered in an encoding that it was not offered."));
-        }
-        let Some(first) = next_chunk(&mut body).await? else { return Ok(self.bodyless(&head)) };
+        } else {
+            next_chunk(&mut body).await?
+        };
+        let Some(first) = first else {
+            // Its headers would tell of a resource that nobody could judge.
+            let tells = expect.check.is_blind() && !expect.is_write;
+            return if tells { Err(not_found()) } else { Ok(self.bodyless(&head)) };
+        };
         let format = self.format(&head, &first, &expect)?;
-        match (expect.check, format) {
+        match (&expect.check, format) {
             (Check::Inspect(inspection), Some(Format::Json)) => {
-                self.inspected(head, body, first, Box::new(inspection.watch()), expect.head_only, expect.links).await
+                let verdicts: Verdicts = Box::new(inspection.watch());
+                self.inspected(head, body, first, verdicts, expect).await
             }
             // Only JSON can be shown to the judge.
+            (Check::Inspect(_), _) if expect.check.is_blind() => Err(not_found()),
             (Check::Inspect(_), _) => Err(nonsense("The EHR did not answer in the JSON that it was asked for.")),
             (Check::Stream, None) => {
                 let mut response = self.respond(&head, false, content_type(&head));
@@ -113,14 +136,13 @@ impl Passage<'_> {
                 let headers = response.headers_mut();
                 headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
                 headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
-                *response.body_mut() = self.relay(first, Bytes::new(), body, Pipe::Pass);
+                *response.body_mut() = self.relay(Some(first), Bytes::new(), body, Pipe::Pass);
                 Ok(response)
             }
             (Check::Stream, Some(format)) => {
-                let mut response =
-                    self.respond(&head, true, self.fhir_type(&head, format, &expect.links, expect.is_operation));
+                let mut response = self.respond(&head, true, fhir_type(&head, format, expect.is_operation));
                 let pipe = Pipe::Rewrite(Box::new(self.rewriter(format, expect.links)));
-                *response.body_mut() = self.relay(first, Bytes::new(), body, pipe);
+                *response.body_mut() = self.relay(Some(first), Bytes::new(), body, pipe);
                 Ok(response)
             }
         }
@@ -129,16 +151,6 @@ impl Passage<'_> {
     /// How the body is written; none: it passes as it is.
     fn format(&self, head: &Parts, first: &Bytes, expect: &Expect) -> Result<Option<Format>> {
         let named = text(&head.headers, header::CONTENT_TYPE);
-        let page = FhirAnswer {
-            status: head.status.as_u16(),
-            content_type: named,
-            www_authenticate: None,
-            body: first,
-            may_be_html: expect.is_binary,
-        };
-        if fhir_error(self.site.adapter, &page).is_some() {
-            return Err(nonsense("The EHR answered with an HTML page where FHIR was asked."));
-        }
         let format = match named {
             // A Binary's content may be JSON or XML of its own: no URL in it is for us to move.
             Some(named) if expect.is_binary => {
@@ -148,9 +160,23 @@ impl Passage<'_> {
             None if expect.is_binary => None,
             None => Some(Format::Json),
         };
-        if let Some(format) = format {
-            sniff(first, format)
-                .map_err(|what| nonsense("The EHR's answer is not what its media type says.").because(what))?;
+        match format {
+            Some(format) => {
+                let other = |what| nonsense("The EHR's answer is not what its media type says.").because(what);
+                sniff(first, format).map_err(other)?;
+            }
+            None => {
+                let page = FhirAnswer {
+                    status: head.status.as_u16(),
+                    content_type: named,
+                    www_authenticate: None,
+                    body: first.get(..BEGINNING).unwrap_or(first),
+                    may_be_html: expect.may_be_html,
+                };
+                if fhir_error(self.site.adapter, &page).is_some() {
+                    return Err(nonsense("The EHR answered with an HTML page where FHIR was asked."));
+                }
+            }
         }
         Ok(format)
     }
@@ -161,9 +187,13 @@ impl Passage<'_> {
         mut body: Upstream,
         first: Bytes,
         verdicts: Verdicts,
-        head_only: bool,
-        links: Option<(JudgedSearch, PageFacts)>,
+        expect: Expect,
     ) -> Result<Response<Body>> {
+        let broken = |fault| match fault {
+            // As for a small one: that it is there is not to be told.
+            Fault::TooLarge if expect.check.is_blind() => not_found().because(fault),
+            _ => nonsense("The EHR's answer is not complete FHIR JSON, or too large to be judged.").because(fault),
+        };
         let mut inspector = Box::new(Inspector::new(verdicts));
         let mut passed = Vec::new();
         let mut chunk = Some(first);
@@ -175,35 +205,31 @@ impl Passage<'_> {
             }
             chunk = next_chunk(&mut body).await?;
         }
-        let mut rewriter = Box::new(self.rewriter(Format::Json, links));
         let mut response = self.respond(&head, true, Some(FHIR_JSON_UTF8));
         if passed.is_empty() {
             match inspector.finish(&mut passed).map_err(broken)? {
+                Ending::Withheld if expect.is_write => return Ok(self.bodyless(&head)),
                 Ending::Withheld => return Err(not_found()),
                 Ending::Passed | Ending::Bundle { .. } => {}
             }
             let bytes = rewrite_all(&self.bases.down, Format::Json, &passed.into());
-            if !head_only {
+            if !expect.head_only {
                 *response.body_mut() = Body::full(bytes);
             }
-        } else if !head_only {
+        } else if !expect.head_only {
+            let mut rewriter = Box::new(self.rewriter(Format::Json, expect.links));
             let passed = rewriter.push_bytes(&passed.into());
-            *response.body_mut() = self.relay_on(passed, body, Pipe::Inspect(inspector, rewriter));
+            *response.body_mut() = self.relay(None, passed, body, Pipe::Inspect(inspector, rewriter));
         }
         Ok(response)
     }
 
-    fn relay(&self, ahead: Bytes, passed: Bytes, source: Upstream, pipe: Pipe) -> Body {
-        let ahead = Some(ahead).filter(|bytes| !bytes.is_empty());
+    fn relay(&self, ahead: Option<Bytes>, passed: Bytes, source: Upstream, pipe: Pipe) -> Body {
         let (request_id, site) = (self.request_id.to_owned(), self.site.id.clone());
         Body::relay(Relay { ahead, passed, source: Some(source), pipe, request_id, site })
     }
 
-    fn relay_on(&self, passed: Bytes, source: Upstream, pipe: Pipe) -> Body {
-        self.relay(Bytes::new(), passed, source, pipe)
-    }
-
-    fn rewriter(&self, format: Format, links: Option<(JudgedSearch, PageFacts)>) -> Rewriter {
+    pub(super) fn rewriter(&self, format: Format, links: Option<(JudgedSearch, PageFacts)>) -> Rewriter {
         let rewriter = Rewriter::new(&self.bases.down, format);
         match links {
             Some((judged, facts)) => rewriter.with_links(self.binder(judged, facts)),
@@ -215,26 +241,6 @@ impl Passage<'_> {
         let (pages, grant, bases) = (self.proxy.pages.clone(), self.session.grant, self.bases.down.clone());
         let mut binder = LinkBinder::new(judged, move |url: &str| pages.bind(grant, &facts, url));
         Box::new(move |url| binder.link(url, &bases))
-    }
-
-    /// FHIR's media type as R4 writes it. A charset that is not UTF-8 stays: the bytes stay too.
-    fn fhir_type(
-        &self,
-        head: &Parts,
-        format: Format,
-        links: &Option<(JudgedSearch, PageFacts)>,
-        is_operation: bool,
-    ) -> Option<HeaderValue> {
-        let given = content_type(head);
-        let named = given.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
-        let foreign = named.split_once("charset=").is_some_and(|(_, charset)| {
-            !charset.trim_matches('"').starts_with("utf-8") && !charset.trim_matches('"').starts_with("utf8")
-        });
-        let is_fhir = named.contains("fhir") || links.is_some() || !is_operation;
-        match format {
-            Format::Json if !foreign && is_fhir && !named.contains("patch") => Some(FHIR_JSON_UTF8),
-            _ => given,
-        }
     }
 
     fn bodyless(&self, head: &Parts) -> Response<Body> {
@@ -295,14 +301,14 @@ impl Passage<'_> {
     }
 
     /// Puts an EHR's error to the app.
-    pub(super) fn tell(&self, error: NormalisedError, head: &Parts, expect: &Expect) -> Result<Response<Body>> {
+    pub(super) fn tell(&self, error: &NormalisedError, head: &Parts, expect: &Expect) -> Result<Response<Body>> {
         let may_know = error.break_the_glass && expect.is_own_patient;
         if expect.check.is_blind() && matches!(error.status, 403 | 404 | 410) && !may_know {
             // As a resource that is there and not the grant's.
             return Err(not_found());
         }
         let wait = self.retry_after(&head.headers, error.status);
-        Ok(outcome::response(&error, self.scrub(), self.request_id, wait))
+        Ok(outcome::response(error, self.scrub(), self.request_id, wait))
     }
 
     fn retry_after(&self, headers: &HeaderMap, status: u16) -> Option<Duration> {
@@ -323,8 +329,16 @@ pub(super) fn nonsense(text: &str) -> Error {
     Error::new(Kind::BadGateway, Side::Ehr, text)
 }
 
-fn broken(fault: mantel_adapters::fhir::inspect::Fault) -> Error {
-    nonsense("The EHR's answer is not complete FHIR JSON.").because(fault)
+/// FHIR's media type as R4 writes it. A charset that is not UTF-8 stays: the bytes stay too.
+fn fhir_type(head: &Parts, format: Format, is_operation: bool) -> Option<HeaderValue> {
+    let given = content_type(head);
+    let named = given.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
+    let foreign = named.split_once("charset=").is_some_and(|(_, charset)| {
+        let charset = charset.trim_matches('"');
+        !charset.starts_with("utf-8") && !charset.starts_with("utf8")
+    });
+    let is_fhir = named.contains("fhir") || !is_operation;
+    if format == Format::Json && is_fhir && !foreign { Some(FHIR_JSON_UTF8) } else { given }
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {

@@ -1,6 +1,8 @@
 //! Batches and transactions. A vendor that takes batches gets those of its entries that it understands as
 //! they are; every other entry is played by itself, and each answer stands in its entry's place.
 
+use std::collections::BTreeMap;
+
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, Response, StatusCode, header};
@@ -10,7 +12,7 @@ use mantel_adapters::{
     fhir::{
         interaction::{BundleKind, Request},
         outcome::OperationOutcome,
-        rewrite::{Format, rewrite_all},
+        rewrite::Format,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,9 @@ use super::{
     forward::{Outbound, Passage},
     headers::FHIR_JSON_UTF8,
     judge::{Authorized, BundleEntry, EntryJudgement, JudgedBundle},
+    paging::PageFacts,
     plan::{AT_ONCE, LARGEST_PART, LARGEST_WHOLE, inspected, too_much},
+    serve::{Manner, parameters},
 };
 use crate::error::{Error, Kind, Result};
 
@@ -64,7 +68,7 @@ impl Passage<'_> {
             }
         }
         let authorized = JudgedBundle::assemble(&self.case(false), BundleKind::Transaction, &headers, &sent)?;
-        self.forward(authorized, false, None).await
+        self.forward(authorized, Manner::default()).await
     }
 
     async fn batch(&self, bundle: JudgedBundle, headers: HeaderMap) -> Result<Response<Body>> {
@@ -81,9 +85,11 @@ impl Passage<'_> {
             }
         }
         let count = places.len() + rest.len();
-        if rest.is_empty() && count > 0 {
+        // Each searchset among the answers has links of its own, which are bound one by one.
+        let searches = sent.iter().any(|(_, authorized)| authorized.searched().is_some());
+        if rest.is_empty() && count > 0 && !searches {
             let authorized = JudgedBundle::assemble(&self.case(false), BundleKind::Batch, &headers, &sent)?;
-            return self.forward(authorized, false, None).await;
+            return self.forward(authorized, Manner::default()).await;
         }
         let mut answers: Vec<Option<Answered>> = (0..count).map(|_| None).collect();
         if !sent.is_empty() {
@@ -151,13 +157,33 @@ impl Passage<'_> {
             Check::Stream => bundle,
             Check::Inspect(inspection) => inspected(&bundle, Box::new(inspection.watch()))?,
         };
-        let bundle = rewrite_all(&self.bases.down, Format::Json, &bundle);
         let read: Read =
             serde_json::from_slice(&bundle).map_err(|_| nonsense("The EHR's answer to a batch is no Bundle."))?;
         if read.entry.len() != sent.len() {
             return Err(nonsense("The EHR's answer to a batch has other entries than the batch."));
         }
-        Ok(read.entry)
+        read.entry.into_iter().zip(sent).map(|(entry, (_, asked))| self.moved(&entry, asked)).collect()
+    }
+
+    /// An entry of the vendor's answer under our base. The links of a searchset are bound as if it had come
+    /// by itself.
+    fn moved(&self, entry: &RawValue, asked: &Authorized) -> Result<Answered> {
+        let broken = |_| nonsense("An entry of the EHR's answer to a batch is no JSON object.");
+        let mut members: BTreeMap<String, Answered> = serde_json::from_str(entry.get()).map_err(broken)?;
+        for (name, value) in &mut members {
+            let links = asked.searched().filter(|_| name == "resource").map(|judged| {
+                let mut judged = judged.clone();
+                judged.required.extend(parameters(asked.request()));
+                let facts =
+                    PageFacts { resource_type: judged.resource_type.clone(), inspected: asked.mode().inspects() };
+                (judged, facts)
+            });
+            let mut rewriter = self.rewriter(Format::Json, links);
+            let mut moved = rewriter.push_bytes(&Bytes::copy_from_slice(value.get().as_bytes())).to_vec();
+            moved.extend_from_slice(&rewriter.finish_bytes());
+            *value = serde_json::from_slice(&moved).map_err(broken)?;
+        }
+        raw(&members)
     }
 
     /// The answer to an entry that is played by itself.
@@ -168,7 +194,7 @@ impl Passage<'_> {
         let answered = match ready {
             Ready::Refused(error) => Err(error),
             Ready::Sent(_, authorized) | Ready::Played(authorized) => {
-                match Box::pin(self.forward(authorized, false, None)).await {
+                match Box::pin(self.forward(authorized, Manner::default())).await {
                     Ok(answer) => as_entry(answer).await,
                     Err(error) => Err(error),
                 }

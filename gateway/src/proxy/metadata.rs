@@ -190,7 +190,7 @@ fn ticked(config: &Config, site: &Site) -> BTreeSet<String> {
     let registrations = site.registrations.iter().filter_map(|id| config.registrations.get(id));
     let scopes = registrations.flat_map(|registration| registration.scopes.set().resources());
     let types = scopes.filter_map(|scope| match scope.resource {
-        TypeOrAny::Type(name) => Some(name.to_string()),
+        TypeOrAny::Type(name) => Some(name),
         TypeOrAny::Any => None,
     });
     types.filter(|name| is_resource_type(name)).collect()

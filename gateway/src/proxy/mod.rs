@@ -115,10 +115,13 @@ impl Proxy {
     }
 }
 
+/// A site as it was, and its bases.
+type Compiled = (Arc<Site>, Arc<SiteBases>);
+
 /// The compiled bases of each site, as the snapshot in force has them.
 #[derive(Default)]
 struct BasesCache {
-    known: Mutex<HashMap<(SiteId, bool), (Arc<Site>, Arc<SiteBases>)>>,
+    known: Mutex<HashMap<(SiteId, bool), Compiled>>,
 }
 
 impl BasesCache {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use http::{Response, StatusCode, header, response::Parts};
+use http::{HeaderMap, Method, Response, StatusCode, header, response::Parts};
 use hyper::body::Incoming;
 use mantel_adapters::{
     adapter::{Answer, NormalisedError, Plan, PlanContext, Severity},
@@ -94,7 +94,13 @@ impl Passage<'_> {
         expect: Expect,
         passing: Option<Incoming>,
     ) -> Result<Response<Body>> {
-        let requests = plan.requests;
+        let mut requests = plan.requests;
+        if plan.answer != Answer::Pass {
+            // What is put together needs the bodies.
+            requests.iter_mut().filter(|request| request.method == Method::HEAD).for_each(|request| {
+                request.method = Method::GET;
+            });
+        }
         match plan.answer {
             Answer::Pass => {
                 let [request] = <[Request; 1]>::try_from(requests)
@@ -153,11 +159,11 @@ impl Passage<'_> {
                     parts.push(warning.to_string().into());
                     refused.get_or_insert((head, error));
                 }
-                Chain::Error(head, error) => return self.tell(error, &head, &expect),
+                Chain::Error(head, error) => return self.tell(&error, &head, &expect),
             }
         }
         if let (false, Some((head, error))) = (found, refused) {
-            return self.tell(error, &head, &expect);
+            return self.tell(&error, &head, &expect);
         }
         let slices: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
         let merged = merge(&slices, &self.self_url(asked)).map_err(|_| nonsense(NO_SEARCHSET))?;
@@ -187,23 +193,19 @@ impl Passage<'_> {
     }
 
     /// A further page, by the EHR's own URL.
-    fn further(&self, url: &str, headers: &http::HeaderMap) -> Result<Outbound> {
+    fn further(&self, url: &str, headers: &HeaderMap) -> Result<Outbound> {
         let below = self.bases.down.below(url);
         let below = below.ok_or_else(|| nonsense("The EHR names a further page outside its FHIR base."))?;
-        let target = below.split('#').next().unwrap_or_default();
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        parse_target(path, query)
-            .map_err(|fault| nonsense("The EHR names a further page that is no FHIR URL.").because(fault))?;
-        let target = match self.page_query(query)? {
-            Some(query) => format!("{path}?{query}"),
-            None => path.to_owned(),
-        };
-        Ok(Outbound {
-            method: http::Method::GET,
-            target,
-            headers: headers.clone(),
-            content: Content::Held(Bytes::new()),
-        })
+        let below = below.split('#').next().unwrap_or_default();
+        let (path, query) = below.split_once('?').map_or((below, None), |(path, query)| (path, Some(query)));
+        let odd = |fault| nonsense("The EHR names a further page that is no FHIR URL.").because(fault);
+        parse_target(path, query).map_err(odd)?;
+        let mut target = path.to_owned();
+        if let Some(query) = self.page_query(query)? {
+            target.push('?');
+            target.push_str(&query);
+        }
+        Ok(Outbound { method: Method::GET, target, headers: headers.clone(), content: Content::Held(Bytes::new()) })
     }
 
     fn self_url(&self, asked: &Request) -> String {
@@ -225,7 +227,7 @@ impl Passage<'_> {
     fn assembled(&self, bundle: Result<Bytes, (Parts, NormalisedError)>, expect: &Expect) -> Result<Response<Body>> {
         let bundle = match bundle {
             Ok(bundle) => bundle,
-            Err((head, error)) => return self.tell(error, &head, expect),
+            Err((head, error)) => return self.tell(&error, &head, expect),
         };
         let bundle = match &expect.check {
             Check::Stream => bundle,

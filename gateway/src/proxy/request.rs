@@ -16,7 +16,7 @@ use mantel_adapters::fhir::{
     rewrite::{Bases, Format, Rewriter, sniff},
 };
 
-use super::headers;
+use super::headers::{self, Wanted};
 use crate::{
     config::Limits,
     error::{Error, Kind, Result},
@@ -32,6 +32,8 @@ pub(super) struct Asked {
     pub(super) raw_query: Option<String>,
     /// The same, decoded.
     pub(super) raw_pairs: Pairs,
+    /// The app asks for a Binary in its own type.
+    pub(super) wants_raw: bool,
     /// The app sent HEAD.
     pub(super) head_only: bool,
     /// A body that nothing has to read: a Binary's content, larger than what is held.
@@ -89,7 +91,8 @@ pub(super) async fn read(
     let mut form = if kind == BodyKind::Form { Some(read_form(&held)?) } else { None };
     let mut formats = query.clone();
     formats.extend(form.iter().flatten().cloned());
-    let wanted = headers::wanted(&mut formats, &head.headers, is_binary)?;
+    let is_document = is_binary && (path.len() > 1 || head.method == Method::POST);
+    let wanted = headers::wanted(&mut formats, &head.headers, is_document)?;
     let named = query.iter().chain(form.iter().flatten()).find(|(name, _)| name == "_format");
     let named = named.and_then(|(_, value)| HeaderValue::from_str(value).ok());
 
@@ -116,7 +119,7 @@ pub(super) async fn read(
     }
     let request = Request { method: head.method.clone(), path, query, headers: kept, body };
     let head_only = head.method == Method::HEAD;
-    Ok(Asked { request, interaction, raw_query, raw_pairs, head_only, passing })
+    Ok(Asked { request, interaction, raw_query, raw_pairs, wants_raw: wanted == Wanted::Raw, head_only, passing })
 }
 
 /// A fault's text as the beginning of a sentence.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, header};
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mantel_adapters::{
     adapter::Plan,
@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Kind, Result, Side},
     secret::TokenHash,
     session::Session,
+    telemetry::metrics::Outcome,
 };
 
 pub(super) async fn serve(proxy: &Proxy, call: Call, facts: &mut Facts) -> Result<Response<Body>> {
@@ -47,6 +48,9 @@ pub(super) async fn serve(proxy: &Proxy, call: Call, facts: &mut Facts) -> Resul
     facts.resource_type = asked.interaction.resource_type().map(str::to_owned);
     let answer = passage.serve(asked).await;
     passage.waited.tell(facts);
+    if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::TOO_MANY_REQUESTS) {
+        facts.outcome = Some(Outcome::Ehr);
+    }
     answer
 }
 
@@ -176,45 +180,63 @@ impl Passage<'_> {
     }
 
     async fn judged(&self, asked: Asked) -> Result<Response<Body>> {
-        let (head_only, passing) = (asked.head_only, asked.passing);
+        let manner = Manner { head_only: asked.head_only, wants_raw: asked.wants_raw, passing: asked.passing };
         let headers = matches!(asked.interaction, Interaction::Batch | Interaction::Transaction)
             .then(|| asked.request.headers.clone());
         match judge::judge(&self.case(false), asked.request, asked.interaction)? {
-            Judged::Forward(authorized) => self.forward(authorized, head_only, passing).await,
+            Judged::Forward(authorized) => self.forward(authorized, manner).await,
             Judged::ReadFirst { read, then } => {
                 let authorized = self.read_first(read, then).await?;
-                self.forward(authorized, head_only, passing).await
+                self.forward(authorized, manner).await
             }
             Judged::Bundle(bundle) => self.bundle(bundle, headers.unwrap_or_default()).await,
         }
     }
 
-    /// Plans and carries out what the judge let through. `passing`: a body that streams beside it.
-    pub(super) async fn forward(
-        &self,
-        authorized: Authorized,
-        head_only: bool,
-        passing: Option<Incoming>,
-    ) -> Result<Response<Body>> {
+    /// Plans and carries out what the judge let through.
+    pub(super) async fn forward(&self, authorized: Authorized, manner: Manner) -> Result<Response<Body>> {
         let (plan, authorized) = self.planned(authorized)?;
         let (request, interaction, mode, searched) = authorized.into_parts();
-        let links = searched.map(|mut judged| {
-            // A link that does not repeat the search would be planned as another one.
-            judged.required.extend(parameters(&request));
-            let facts = PageFacts { resource_type: judged.resource_type.clone(), inspected: mode.inspects() };
-            (judged, facts)
-        });
+        let facts = |resource_type| PageFacts { resource_type, inspected: mode.inspects() };
+        let links = match (searched, &interaction) {
+            (Some(mut judged), _) => {
+                // A link that does not repeat the search would be planned as another one.
+                judged.required.extend(parameters(&request));
+                let facts = facts(judged.resource_type.clone());
+                Some((judged, facts))
+            }
+            // Their pages say nothing of what they continue.
+            (
+                None,
+                Interaction::HistoryInstance { .. }
+                | Interaction::HistoryType { .. }
+                | Interaction::HistorySystem
+                | Interaction::Operation { .. },
+            ) => Some((JudgedSearch::default(), facts(None))),
+            (None, _) => None,
+        };
         let is_own_patient = interaction.resource_type() == Some("Patient")
             && interaction.id().is_some_and(|id| self.session.context.patient.as_deref() == Some(id));
+        let is_write = matches!(
+            interaction,
+            Interaction::Create { .. }
+                | Interaction::Update { .. }
+                | Interaction::Patch { .. }
+                | Interaction::Delete { .. }
+        );
+        let is_read = matches!(interaction, Interaction::Read { .. } | Interaction::VRead { .. });
+        let is_binary = interaction.resource_type() == Some("Binary") && (is_read || is_write);
         let expect = Expect {
             check: Check::of(&mode),
-            is_binary: interaction.resource_type() == Some("Binary"),
+            is_binary,
+            may_be_html: is_binary && manner.wants_raw,
+            is_write,
             is_operation: matches!(interaction, Interaction::Operation { .. }),
             is_own_patient,
-            head_only,
+            head_only: manner.head_only,
             links,
         };
-        self.carry_out(plan, &request, expect, passing).await
+        self.carry_out(plan, &request, expect, manner.passing).await
     }
 
     /// The plan of a judged request; judged anew where the plan calls for inspection, since the vendor
@@ -249,7 +271,11 @@ impl Passage<'_> {
             }
             _ => return Err(judge::not_found()),
         }
-        let current = whole(body, self.config.server.limits.inspected).await?;
+        let current = whole(body, self.config.server.limits.inspected).await.map_err(|error| match error.kind {
+            // As for one that is not the grant's.
+            Kind::Unprocessable => judge::not_found().because("too large to be judged"),
+            _ => error,
+        })?;
         then.finish(&current, head.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()))
     }
 
@@ -290,8 +316,18 @@ impl Passage<'_> {
     }
 }
 
+/// What the app's request brings besides what is judged.
+#[derive(Default)]
+pub(super) struct Manner {
+    pub(super) head_only: bool,
+    /// A document in its own type is asked for.
+    pub(super) wants_raw: bool,
+    /// A body that streams beside the request.
+    pub(super) passing: Option<Incoming>,
+}
+
 /// The parameters of a search, wherever they stand.
-fn parameters(request: &Request) -> Pairs {
+pub(super) fn parameters(request: &Request) -> Pairs {
     let form = std::str::from_utf8(&request.body).ok().filter(|_| request.method == Method::POST);
     let mut pairs = request.query.clone();
     pairs.extend(form.and_then(|text| parse_query(text).ok()).unwrap_or_default());
