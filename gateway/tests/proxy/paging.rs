@@ -150,3 +150,14 @@ async fn links_of_a_searchset_within_a_batch_are_bound_as_if_it_had_come_by_itse
         assert_eq!((ehr.calls().len(), &ehr.calls()[0].method), (2, &method));
     }
 }
+
+#[tokio::test]
+async fn a_page_carries_what_the_profile_adds_though_the_vendors_link_drops_it() {
+    let ehr = ehr(SESSION).await;
+    let site = "tenant = \"t1\"\nquery = { practice = \"{tenant}\" }";
+    let gateway = Gateway::with(&ehr, Setup { site: site.into(), ..Setup::default() }).await;
+    let client = gateway.client(&USER).await;
+    let first = client.get(&format!("{SITE}/Observation?patient=p1")).await.json();
+    assert_eq!(client.get(&next(&first)).await.status, 200);
+    assert_eq!(ehr.targets(), ["/Observation?patient=p1&practice=t1", &format!("{SESSION}&practice=t1")]);
+}
