@@ -44,8 +44,11 @@ async function pageThrough(client) {
     if (url) hosts.add(new URL(url).host);
   }
   const sum = counts.reduce((one, other) => one + other, 0);
-  const where = hosts.size ? `Each next page was at ${[...hosts].join(", ")}.` : "It was the only page.";
-  return [`${sum} observations on ${counts.length} ${counts.length === 1 ? "page" : "pages"}`, counts.join(" + "), where];
+  const where = hosts.size
+    ? `Each next page was at ${[...hosts].join(", ")}.`
+    : "Where an EHR takes one search per category, Mantel asks them all and answers on one page.";
+  const title = `${sum} observations on ${counts.length} ${counts.length === 1 ? "page" : "pages"}`;
+  return hosts.size ? [title, counts.join(" + "), where] : [title, where];
 }
 
 /** Immunization was never asked for. */
@@ -69,7 +72,6 @@ async function refresh(client) {
 async function main() {
   const settings = await config();
   const client = await window.FHIR.oauth2.ready();
-  // The address may be reloaded or kept as a bookmark: what was in it is used up.
   const answer = client.state.tokenResponse;
   const site = answer.__site;
   const hospital = settings.hospitals.find((one) => one.sites.some(({ id }) => id === site));

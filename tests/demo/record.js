@@ -135,7 +135,7 @@ function title(concept) {
 const number = (value) => (Math.abs(value) >= 100 ? Math.round(value) : Math.round(value * 10) / 10);
 
 function sparkline(points, label) {
-  const [width, height, pad] = [160, 44, 5];
+  const [width, height, pad] = [points[0].values.length > 1 ? 330 : 160, 44, 5];
   const every = points.flatMap((point) => point.values);
   const [low, high] = [Math.min(...every), Math.max(...every)];
   const x = (at) => (points.length === 1 ? width / 2 : pad + (at * (width - 2 * pad)) / (points.length - 1));
@@ -146,7 +146,7 @@ function sparkline(points, label) {
     const [lx, ly] = places[places.length - 1];
     return [svg("polyline", { points: path }), svg("circle", { cx: lx, cy: ly, r: 3 })];
   });
-  const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "spark", role: "img", "aria-label": label });
+  const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "spark", preserveAspectRatio: "xMinYMid meet", role: "img", "aria-label": label });
   drawing.append(...lines.flat());
   return drawing;
 }
@@ -158,7 +158,7 @@ function vital({ title, points }) {
   const label = `${title}: from ${first} in ${day(points[0].when)} to ${value} ${last.unit}, ${points.length} values`;
   return el(
     "article",
-    { class: "vital" },
+    { class: last.values.length > 1 ? "vital wide" : "vital" },
     el("h3", {}, title),
     el("p", { class: "value" }, el("b", {}, value), ` ${unit(last.unit)}`),
     sparkline(points, label),

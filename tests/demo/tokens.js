@@ -44,7 +44,7 @@ export function watchTokens(client, site) {
     $("ehr-left").textContent = custody.ended
       ? "ended at the EHR"
       : left > 0 ? `${clock(left)} left of ${clock(life / 1000)}, ${due}` : "expired: renewed with the next request";
-    $("ehr-renewals").textContent = custody.renewals === 1 ? "renewed once" : `renewed ${custody.renewals} times`;
+    $("ehr-renewals").textContent = ["not renewed yet", "renewed once"][custody.renewals] ?? `renewed ${custody.renewals} times`;
   };
 
   const ask = async () => {

@@ -224,7 +224,7 @@ fn layout(server: &AuthServer, title: &str, body: &str) -> String {
     let (name, colour) = brand(server.rules.vendor);
     let base = server.places.fhir_base(Base { host: Host::Main, legacy: false });
     format!(
-        r#"<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title} · {name}</title><style>
+        r#"<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title} · {name}</title><link rel="icon" href="data:,"><style>
 :root{{--brand:{colour}}}*{{box-sizing:border-box}}body{{margin:0;font:16px/1.5 system-ui,sans-serif;background:#f3f4f6;color:#1c2430}}
 header{{background:var(--brand);color:#fff;padding:.8rem 1.5rem;font-weight:600}}header small{{font-weight:400;opacity:.85;margin-left:.6rem}}
 main{{max-width:44rem;margin:1.5rem auto;padding:1.5rem;background:#fff;border-radius:.6rem;box-shadow:0 1px 4px #0002}}
