@@ -1,4 +1,5 @@
 //! The sandbox, whole and in this process, as a person meets it without JavaScript.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
 
