@@ -200,8 +200,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let admin = Arc::new(Admin { metrics: metrics.clone(), store: store.clone(), stop: stop.clone() });
     tokio::spawn(admin.serve(admin_listener, end.clone()));
-    let chores =
-        Chores { store: store.clone(), signer, words: words.clone(), clock: clock.clone(), metrics: metrics.clone() };
+    let chores = Chores { store: store.clone(), signer, words, clock: clock.clone(), metrics: metrics.clone() };
     tokio::spawn(chores.run(stop.clone()));
 
     let make = {

@@ -1,7 +1,7 @@
 //! Parameters of OAuth requests. A parameter that comes twice is an error, an empty one is absent, an
 //! unknown one is ignored (RFC 6749 §3.1, §3.2).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 /// Longest value that is taken. Scopes are the longest real ones; an EHR's `launch` may be a JWT.
 const LONGEST: usize = 16 << 10;
@@ -48,11 +48,16 @@ impl Params {
                 first.get_or_insert(ParamsFault::TooLong(shown(&name)));
             } else if value.is_empty() {
                 continue;
-            } else if params.contains_key(&name) {
-                first.get_or_insert(ParamsFault::Repeated(shown(&name)));
-                repeated.insert(name);
             } else {
-                params.insert(name, value);
+                match params.entry(name) {
+                    Entry::Vacant(free) => {
+                        free.insert(value);
+                    }
+                    Entry::Occupied(taken) => {
+                        first.get_or_insert(ParamsFault::Repeated(shown(taken.key())));
+                        repeated.insert(taken.key().clone());
+                    }
+                }
             }
         }
         for name in repeated {

@@ -128,7 +128,7 @@ impl Passage<'_> {
         let authorized = match entry.judgement {
             EntryJudgement::Refused(error) => return Ok(Ready::Refused(error)),
             EntryJudgement::Forward(authorized) => Ok(authorized),
-            EntryJudgement::ReadFirst { read, then } => self.read_first(read, then).await,
+            EntryJudgement::ReadFirst { read, then } => self.read_first(read, *then).await,
         };
         let planned = authorized.and_then(|authorized| self.planned(authorized));
         match planned {

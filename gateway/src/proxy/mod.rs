@@ -14,7 +14,7 @@ mod batch;
 mod body;
 mod forward;
 mod headers;
-mod judge;
+pub mod judge;
 mod metadata;
 mod outcome;
 mod paging;

@@ -186,7 +186,7 @@ impl Passage<'_> {
         match judge::judge(&self.case(false), asked.request, asked.interaction)? {
             Judged::Forward(authorized) => self.forward(authorized, manner).await,
             Judged::ReadFirst { read, then } => {
-                let authorized = self.read_first(read, then).await?;
+                let authorized = self.read_first(read, *then).await?;
                 self.forward(authorized, manner).await
             }
             Judged::Bundle(bundle) => self.bundle(bundle, headers.unwrap_or_default()).await,

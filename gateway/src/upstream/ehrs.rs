@@ -121,7 +121,7 @@ impl Ehrs {
     /// # Errors
     /// If it cannot be found, or its endpoints are held.
     pub async fn endpoints(&self, site: &Arc<Site>, client_id: &str) -> Result<Arc<Discovered>, DiscoveryError> {
-        let link = self.link(site, client_id).ok_or_else(|| DiscoveryError::BrokenOff)?;
+        let link = self.link(site, client_id).ok_or(DiscoveryError::BrokenOff)?;
         let started = self.clock.monotonic();
         let found = self.discovery.find(&link, client_id).await;
         let took = started.elapsed();

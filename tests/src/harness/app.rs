@@ -144,7 +144,7 @@ impl App {
     }
 
     pub async fn redeem(&self, code: &str) -> Result<Tokens> {
-        tokens(self.exchange(&[("code", code), ("code_verifier", &self.verifier)]).await?)
+        tokens(&self.exchange(&[("code", code), ("code_verifier", &self.verifier)]).await?)
     }
 
     /// A token request with `authorization_code`, some parameters otherwise.
@@ -161,7 +161,7 @@ impl App {
     }
 
     pub async fn refresh(&self, token: &str) -> Result<Tokens> {
-        tokens(self.try_refresh(&[("refresh_token", token)]).await?)
+        tokens(&self.try_refresh(&[("refresh_token", token)]).await?)
     }
 
     pub async fn try_refresh(&self, pairs: &[(&str, &str)]) -> Result<Answer> {
@@ -180,7 +180,7 @@ impl App {
     }
 }
 
-pub fn tokens(answer: Answer) -> Result<Tokens> {
+pub fn tokens(answer: &Answer) -> Result<Tokens> {
     match answer.json()? {
         Value::Object(body) if answer.status == 200 => Ok(Tokens(body)),
         body => bail!("the token endpoint answered {} {body}", answer.status),

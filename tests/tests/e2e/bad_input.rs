@@ -108,7 +108,8 @@ async fn launch_entries() {
 async fn token_requests() {
     let world = World::start([Ehr::new(Vendor::Generic)]).await.unwrap();
     let app = App::at(&world.gateway.site_base(Vendor::Generic)).await.unwrap();
-    let cases: [(&[(&str, &str)], u16, &str); 6] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], u16, &'a str);
+    let cases: [Case<'_>; 6] = [
         (&[], 400, "invalid_request"),
         (&[("grant_type", "password"), ("client_id", "viewer")], 400, "unsupported_grant_type"),
         (&[("grant_type", "authorization_code"), ("client_id", "nobody"), ("code", "x")], 401, "invalid_client"),

@@ -1,5 +1,7 @@
 //! End to end: the built gateway, simulated EHRs, and an app, over real sockets.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
+
 mod bad_input;
 mod fhir;
 mod launches;

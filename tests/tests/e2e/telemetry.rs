@@ -78,7 +78,8 @@ async fn collector() -> (String, Arc<Mutex<Vec<(String, Bytes)>>>) {
                         Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::new())))
                     }
                 });
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
             });
         }
     });
