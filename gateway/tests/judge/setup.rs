@@ -64,6 +64,8 @@ impl World {
             Ehr::Says(text) => Some(text),
         };
         let session = Session {
+            registration: "viewer-general".parse().unwrap(),
+            fingerprint: String::new(),
             grant: GrantId(uuid::Uuid::from_u128(1)),
             app: "viewer".parse().unwrap(),
             site: "one".parse().unwrap(),
