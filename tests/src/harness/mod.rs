@@ -236,12 +236,12 @@ impl Drop for Gateway {
     }
 }
 
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The gateway's binary, built beside the test's own.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let built = own.ancestors().map(|dir| dir.join("mantel")).find(|path| path.is_file());
     built.context("there is no binary `mantel` beside the tests: run `cargo build --workspace` first")

@@ -6,4 +6,5 @@ mod bad_input;
 mod fhir;
 mod launches;
 mod telemetry;
+mod tls;
 mod tokens;
