@@ -305,15 +305,23 @@ impl State {
     }
 
     fn refused(&mut self, now: Instant) -> Action {
-        let forced_lately = self.forced.is_some_and(|at| now < at + FORCED_INTERVAL);
+        let forced = self.forced.filter(|at| now < *at + FORCED_INTERVAL);
         match self.way(now) {
             // One that is under way brings a newer bearer, whoever forced it.
             Way::Busy => Action::Join,
-            _ if now < self.times.settled || forced_lately => Action::Theirs,
-            Way::Free => {
-                self.forced = Some(now);
-                self.fly(Action::Fly)
-            }
+            _ if now < self.times.settled => Action::Theirs,
+            // The forced one brought this bearer, and it is refused too.
+            _ if forced.is_some_and(|at| self.times.received >= at) => Action::Theirs,
+            Way::Free => match forced {
+                // It brought nothing: whose refusal this is, nobody can tell before the next.
+                Some(at) => {
+                    Action::Unavailable { cause: Cause::Passing, after: (at + FORCED_INTERVAL).duration_since(now) }
+                }
+                None => {
+                    self.forced = Some(now);
+                    self.fly(Action::Fly)
+                }
+            },
             Way::Blocked { cause, after } => Action::Unavailable { cause, after },
             Way::None => Action::Theirs,
         }

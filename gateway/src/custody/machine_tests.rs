@@ -200,9 +200,15 @@ impl Model {
             Action::Fly => assert!(self.free() && self.settled() && !self.forced_lately()),
             Action::Join => assert!(self.flying && !self.kept),
             Action::Theirs => {
-                assert!(!self.settled() || self.forced_lately() || !self.refreshable, "a refresh would tell");
+                let renewed = self.forced.is_some_and(|at| self.issued >= at);
+                let told = self.forced_lately() && renewed;
+                assert!(!self.settled() || told || !self.refreshable, "a refresh would tell");
             }
-            Action::Unavailable { .. } => assert!(!self.free() && self.refreshable || self.kept),
+            Action::Unavailable { after, .. } => {
+                let came_to_nothing = self.forced_lately() && self.forced.is_some_and(|at| self.issued < at);
+                assert!(!self.free() && self.refreshable || self.kept || came_to_nothing);
+                assert!(!after.is_zero());
+            }
             other => panic!("a refusal is answered {other:?}"),
         }
     }
