@@ -74,11 +74,18 @@ pub struct Faults {
     released: watch::Sender<u64>,
     /// How many calls are held now.
     held: watch::Sender<usize>,
+    /// How many calls were ever held.
+    holds: watch::Sender<u64>,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Self { script: Mutex::default(), released: watch::Sender::new(0), held: watch::Sender::new(0) }
+        Self {
+            script: Mutex::default(),
+            released: watch::Sender::new(0),
+            held: watch::Sender::new(0),
+            holds: watch::Sender::new(0),
+        }
     }
 }
 
@@ -120,6 +127,7 @@ impl Faults {
         let mut released = self.released.subscribe();
         let now = *released.borrow_and_update();
         self.held.send_modify(|held| *held += 1);
+        self.holds.send_modify(|holds| *holds += 1);
         // A dropped request is no longer held.
         let _guard = Guard(&self.held);
         // An error means that the EHR is gone, and nobody is held.
@@ -129,6 +137,16 @@ impl Faults {
     /// Waits until that many calls are held, so that tests need no sleep.
     pub async fn wait_held(&self, count: usize) {
         let _ = self.held.subscribe().wait_for(|held| *held >= count).await;
+    }
+
+    /// Waits until that many calls were held since the start, released or not.
+    pub async fn wait_holds(&self, count: u64) {
+        let _ = self.holds.subscribe().wait_for(|holds| *holds >= count).await;
+    }
+
+    /// Waits until no call is held: those that were are answered, or their callers are gone.
+    pub async fn wait_free(&self) {
+        let _ = self.held.subscribe().wait_for(|held| *held == 0).await;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Fault>> {

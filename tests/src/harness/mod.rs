@@ -41,7 +41,7 @@ pub const ORIGIN: &str = "http://app.localhost:1";
 pub const SECRET_APP: &str = "server-app";
 pub const APP_SECRET: &str = "a-secret-of-32-characters-or-more";
 /// Between the gateway and each EHR; with what a form-encoder must change.
-const EHR_SECRET: &str = "ehr s3cret+/%";
+pub const EHR_SECRET: &str = "ehr s3cret+/%";
 /// What the apps may ask, and what is ticked.
 pub const SCOPES: [&str; 13] = [
     "launch",
@@ -113,6 +113,12 @@ impl World {
 
     /// `more`: further TOML for `mantel.toml`.
     pub async fn start_with(ehrs: impl IntoIterator<Item = Ehr>, more: &str) -> Result<Self> {
+        Self::start_scoped(ehrs, more, &[]).await
+    }
+
+    /// `further`: scopes beyond [`SCOPES`] that are ticked at the EHRs and that the apps may ask for.
+    pub async fn start_scoped(ehrs: impl IntoIterator<Item = Ehr>, more: &str, further: &[&str]) -> Result<Self> {
+        let scopes: Vec<&str> = SCOPES.iter().chain(further).copied().collect();
         let dir = tempfile::tempdir()?;
         let (port, admin_port) = (free_port()?, free_port()?);
         let public = format!("http://127.0.0.1:{port}");
@@ -122,14 +128,14 @@ impl World {
             let (vendor, strict) = (options.vendor, options.strict);
             let ehr = start(options).await?;
             for app in [APP, SECRET_APP] {
-                ehr.auth.register(record(vendor, &public, app, strict))?;
+                ehr.auth.register(record(vendor, &public, app, &scopes))?;
             }
-            let text = site_toml(vendor, &ehr, &site, strict);
+            let text = site_toml(vendor, &ehr, &site, strict, &scopes);
             std::fs::write(dir.path().join(format!("sites.d/{}.toml", vendor.text())), text)?;
             running.insert(vendor, ehr);
         }
         std::fs::write(dir.path().join("seal"), std::array::from_fn::<u8, 32, _>(|n| n as u8))?;
-        std::fs::write(dir.path().join("mantel.toml"), mantel_toml(&public, port, admin_port, more))?;
+        std::fs::write(dir.path().join("mantel.toml"), mantel_toml(&public, port, admin_port, more, &scopes))?;
         let mut gateway =
             Gateway { public, admin: format!("http://127.0.0.1:{admin_port}"), binary: binary()?, dir, child: None };
         gateway.spawn().await?;
@@ -196,6 +202,11 @@ impl Gateway {
         Ok(tokio::task::spawn_blocking(move || child.wait()).await??.code())
     }
 
+    /// The process that runs now.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -248,19 +259,19 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// The app's record at an EHR: what an operator would file at the vendor's portal.
-fn record(vendor: Vendor, public: &str, app: &str, _strict: bool) -> Client {
+fn record(vendor: Vendor, public: &str, app: &str, scopes: &[&str]) -> Client {
     let auth = ClientAuth::ClientSecretBasic { secret: EHR_SECRET.into() };
     let callback = format!("{public}/oauth/callback/{app}-{}", vendor.text());
     Client {
         launch_url: Some(format!("{public}/launch/{app}")),
-        scopes: SCOPES.map(str::to_owned).to_vec(),
+        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
         ..Client::new(&format!("{app}-at-{}", vendor.text()), auth, &[&callback])
     }
 }
 
-fn site_toml(vendor: Vendor, ehr: &Running, more: &str, strict: bool) -> String {
+fn site_toml(vendor: Vendor, ehr: &Running, more: &str, strict: bool, scopes: &[&str]) -> String {
     let name = vendor.text();
-    let scopes = SCOPES.map(|scope| format!("{scope:?}")).join(", ");
+    let scopes = scopes.iter().map(|scope| format!("{scope:?}")).collect::<Vec<_>>().join(", ");
     let mut registrations = String::new();
     for app in [APP, SECRET_APP] {
         registrations.push_str(&format!(
@@ -329,25 +340,17 @@ allow_private = true
     )
 }
 
-fn mantel_toml(public: &str, port: u16, admin_port: u16, more: &str) -> String {
+fn mantel_toml(public: &str, port: u16, admin_port: u16, more: &str, scopes: &[&str]) -> String {
     let hash = sha256_hex(APP_SECRET);
-    let scopes = SCOPES
-        .map(str::to_owned)
-        .into_iter()
-        .chain(
-            [
-                "patient/*.read",
-                "patient/*.rs",
-                "user/*.rs",
-                "patient/Patient.rs",
-                "patient/Observation.rs",
-                "patient/Condition.rs",
-            ]
-            .map(str::to_owned),
-        )
-        .map(|scope| format!("{scope:?}"))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let others = [
+        "patient/*.read",
+        "patient/*.rs",
+        "user/*.rs",
+        "patient/Patient.rs",
+        "patient/Observation.rs",
+        "patient/Condition.rs",
+    ];
+    let scopes = scopes.iter().chain(&others).map(|scope| format!("{scope:?}")).collect::<Vec<_>>().join(", ");
     format!(
         r#"[server]
 public_url = "{public}"
