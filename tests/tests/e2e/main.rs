@@ -3,8 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
 mod bad_input;
+mod cors;
+mod crash;
+mod custody;
 mod fhir;
 mod launches;
+mod raw_http;
 mod telemetry;
 mod tls;
 mod tokens;
+mod writes;
