@@ -9,6 +9,7 @@ mod custody;
 mod fhir;
 mod launches;
 mod raw_http;
+mod readme;
 mod registrations;
 mod telemetry;
 mod tls;
