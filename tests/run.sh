@@ -48,6 +48,10 @@ install_packages() {
     if missing_command cc || ! echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; then
         packages+=(gcc libc6-dev)
     fi
+    # A test runs the README's production commands, openssl among them.
+    if missing_command openssl; then
+        packages+=(openssl)
+    fi
     if $browser && ! chromium_path >/dev/null; then
         packages+=(chromium)
     fi
