@@ -6,6 +6,7 @@ mod bad_input;
 mod cors;
 mod crash;
 mod custody;
+mod ehr_faults;
 mod fhir;
 mod launches;
 mod raw_http;
