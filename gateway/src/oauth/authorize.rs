@@ -70,7 +70,7 @@ pub(super) async fn authorize(oauth: &OAuth, call: &Call, path_base: Base) -> Re
     let (base, request) = match checked(&call.config, &app, &params, fault, path_base, redirect_uri) {
         Ok(checked) => checked,
         Err((code, description)) => {
-            tracing::debug!(request = call.request_id, app = %app.id, code = code.text(), description, "an authorization request was refused");
+            tracing::debug!(request = call.request_id, app = %app.id, code = code.text(), "an authorization request was refused");
             oauth.metrics.launch(None, LaunchMark::Refused);
             return Ok(back.error(code, &description));
         }

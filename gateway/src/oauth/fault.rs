@@ -70,12 +70,8 @@ impl JsonFault {
         if let Some(internal) = &self.internal {
             tracing::warn!(request = request_id, code = self.code.text(), internal, "an OAuth request failed");
         } else {
-            tracing::debug!(
-                request = request_id,
-                code = self.code.text(),
-                description = self.description,
-                "an OAuth request was refused"
-            );
+            // The description may repeat what the client sent, and a scope may hold a query.
+            tracing::debug!(request = request_id, code = self.code.text(), "an OAuth request was refused");
         }
         let body = serde_json::json!({
             "error": self.code.text(),

@@ -170,7 +170,11 @@ async fn by_refresh(
             let whole = ScopeSet::parse(&grant.facts.enforced)
                 .map_err(|_| JsonFault::internal("a grant's scopes cannot be read"))?;
             let narrowed = narrow(&grant.facts.reported, &whole, scope).map_err(|wider| {
-                JsonFault::new(Code::InvalidScope, format!("`scope` asks for more than was granted: {}.", wider.scope))
+                // A scope's query is a search: its values are nobody's to repeat.
+                let (scope, query) =
+                    wider.scope.split_once('?').map_or((&*wider.scope, ""), |(scope, _)| (scope, "?…"));
+                let text = format!("`scope` asks for more than was granted: {scope}{query}.");
+                JsonFault::new(Code::InvalidScope, text)
             })?;
             (narrowed.reported, narrowed.enforced.to_string())
         }
