@@ -9,6 +9,7 @@ mod custody;
 mod ehr_faults;
 mod fhir;
 mod launches;
+mod leak;
 mod memory;
 mod raw_http;
 mod readme;
