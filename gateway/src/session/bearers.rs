@@ -105,6 +105,11 @@ impl Bearers {
         if matches!(grant.state, GrantState::Ended { .. }) {
             return Ok(None);
         }
+        // Its first use ends the grace of the refresh token before it (`custody.md`, "Our own tokens"). Where
+        // that cannot be written the grace runs out by itself, and the app's request need not fail for it.
+        if let Err(error) = self.store.successor_used(token).await {
+            tracing::warn!(grant = %grant.id, %error, "the grace of a superseded refresh token is not ended by use");
+        }
         let session = Arc::new(Session::new(&access, &grant));
         self.cache.insert(token, session.clone());
         // After the insertion: whoever ends the grant marks it first and evicts then.
