@@ -6,12 +6,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use mantel_adapters::{
-    profile::{Meaning, Place},
+    profile::{Meaning, Pkce, Place},
     site::RegistrationId,
     smart::{
         claims::{self, FhirUser, IdTokenClaims},
         error::told_app,
-        scope::Asked,
+        scope::{Asked, ScopeSet},
         token::{TokenAnswer, meaning},
         translate::{AnswerFacts, Granted, report},
     },
@@ -23,15 +23,16 @@ use super::{
     cookies,
     fault::{Code, PageFault},
     forward::{app_of, return_to},
+    frame_origins,
     params::Params,
     redirect,
 };
 use crate::{
-    config::{App, CustodyMode, Registration, Site},
+    config::{App, Base, CustodyMode, Registration, Site},
     entropy,
     secret::{Secret, TokenHash},
     session::mint::CODE_LIFETIME,
-    store::{self, EhrHalf, EhrTokens, Grant, GrantFacts, GrantId, GrantState, Launch},
+    store::{self, EhrHalf, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, Launch},
     telemetry::metrics::LaunchMark,
     upstream::{CodeGrant, TokenOutcome},
 };
@@ -79,7 +80,8 @@ pub(super) async fn callback(
         Ok(response) => response,
         Err(refusal) => {
             oauth.metrics.launch(None, LaunchMark::Refused);
-            refusal.into_response(&call.request_id, &return_to(&call.config, &launch))
+            let ancestors = frame_origins(&call.config, &Base::Site(ehr.site.clone()));
+            refusal.into_response(&call.request_id, &return_to(&call.config, &launch), &ancestors)
         }
     };
     if let Some(cookie) = cookies::release(launch.id) {
@@ -97,7 +99,8 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn into_response(self, request_id: &str, back: &ReturnTo<'_>) -> Response<Bytes> {
+    /// `frame_ancestors`: who may show the page; an EHR's launch lives in its frame.
+    fn into_response(self, request_id: &str, back: &ReturnTo<'_>, frame_ancestors: &[String]) -> Response<Bytes> {
         match self {
             Self::Redirect(code, description) => back.error(code, &description),
             Self::Page { code, title, explanation } => {
@@ -106,7 +109,7 @@ impl Refusal {
                     way_on: Some(("Back to the app", url)),
                     ..PageFault::new(StatusCode::OK, title, explanation)
                 }
-                .into_response(request_id, &[])
+                .into_response(request_id, frame_ancestors)
             }
         }
     }
@@ -179,10 +182,34 @@ async fn returned(
         expires: oauth.clock.now().after(CODE_LIFETIME),
         redeemed: false,
     };
+    let (counter, _) = oauth.store.ended_since(i64::MAX).await?;
     oauth.store.create_grant(&grant, hash, &record, launch.id).await?;
     oauth.custody.adopt(&grant);
+    drop_superseded(oauth, call, counter, site).await;
     tracing::info!(request = call.request_id, app = %app.id, site = %site.id, launch = %launch.id, grant = %grant.id, "a grant was made");
     Ok(redirect::to(&return_to(&call.config, launch).code_url(code.expose())))
+}
+
+/// The grants that this one took the place of end in the store; their sessions must not live on in
+/// memory (`guard.md`, "Scope of a token": its old tokens die).
+async fn drop_superseded(oauth: &OAuth, call: &Call, counter: i64, site: &Site) {
+    let ended = match oauth.store.ended_since(counter).await {
+        Ok((_, ended)) => ended,
+        Err(error) => {
+            tracing::error!(request = call.request_id, %error, "superseded grants may be served until their tokens expire");
+            return;
+        }
+    };
+    for id in ended {
+        // Without a look at the reason too: what has ended is served by nobody.
+        oauth.bearers.evict(id);
+        oauth.custody.forget(id);
+        if let Ok(Some(Grant { state: GrantState::Ended { reason: EndReason::Superseded, .. }, .. })) =
+            oauth.store.grant(id).await
+        {
+            oauth.metrics.grant_ended(&site.vendor, EndReason::Superseded.text());
+        }
+    }
 }
 
 async fn exchange(
@@ -193,7 +220,9 @@ async fn exchange(
     ehr: &EhrHalf,
     code: &Secret<String>,
 ) -> Result<TokenAnswer, Refusal> {
-    let grant = CodeGrant { code, redirect_uri: &ehr.redirect_uri, verifier: Some(&ehr.code_verifier) };
+    // Without a challenge before it a verifier must be refused (RFC 9700 §4.8.2).
+    let verifier = (site.profile.pkce == Pkce::S256).then_some(&ehr.code_verifier);
+    let grant = CodeGrant { code, redirect_uri: &ehr.redirect_uri, verifier };
     match oauth.ehrs.exchange_code(site, registration, grant).await {
         TokenOutcome::Answer(mut answer) => {
             site.adapter.normalise_token(&mut answer);
@@ -345,9 +374,8 @@ fn refusals(app: &App, site: &Site, asked: &Asked, granted: &Granted) -> Result<
             ),
         });
     }
-    let told: Vec<_> = granted.reported.split(' ').collect();
     let missing: Vec<_> =
-        app.required_scopes.iter().filter(|scope| !told.contains(&scope.as_str())).map(String::as_str).collect();
+        app.required_scopes.iter().map(String::as_str).filter(|scope| !is_granted(scope, granted)).collect();
     if !missing.is_empty() {
         return Err(Refusal::Page {
             code: Code::InvalidScope,
@@ -376,9 +404,45 @@ fn refusals(app: &App, site: &Site, asked: &Asked, granted: &Granted) -> Result<
     Ok(())
 }
 
+/// By meaning and not by spelling: an app that requires `patient/Patient.rs` may have asked in v1.
+fn is_granted(required: &str, granted: &Granted) -> bool {
+    granted.reported.split(' ').any(|told| told == required)
+        || ScopeSet::parse(required).is_ok_and(|required| granted.enforced.covers(&required))
+}
+
 /// An EHR's error code for the log: short, of the characters that codes have.
 fn short(code: &str) -> &str {
     let end =
         code.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))).unwrap_or(code.len()).min(40);
     code.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use mantel_adapters::smart::{scope::ScopeSet, translate::Granted};
+
+    use super::is_granted;
+
+    #[test]
+    fn required_scopes_are_met_by_what_they_mean() {
+        let granted = Granted {
+            reported: "openid patient/Patient.read patient/Observation.rs".into(),
+            enforced: ScopeSet::parse("openid patient/Patient.rs patient/Observation.rs").unwrap(),
+            upstream: None,
+            refused: Vec::new(),
+            needs_patient: false,
+        };
+        for (required, met) in [
+            ("patient/Patient.read", true),
+            ("patient/Patient.rs", true),
+            ("patient/Observation.r", true),
+            ("openid", true),
+            ("patient/Observation.cruds", false),
+            ("user/Patient.rs", false),
+            ("fhirUser", false),
+            ("", false),
+        ] {
+            assert_eq!(is_granted(required, &granted), met, "{required}");
+        }
+    }
 }
