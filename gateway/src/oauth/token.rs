@@ -1,7 +1,7 @@
 //! The token endpoint (conformance A6–A8). The EHR is not asked here: its tokens are custody's, and an
 //! app's refresh never fails for an EHR's passing trouble.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -20,13 +20,14 @@ use super::{
     params::Params,
 };
 use crate::{
-    config::{App, AppGrant, Base, Config},
+    clock::Timestamp,
+    config::{App, AppGrant, Base, Config, CustodyMode, Site},
     secret::TokenHash,
     session::{
         mint::{Minted, Order},
         signer::Identity,
     },
-    store::{EndReason, Grant, Redeemed, Rotated, sealing},
+    store::{EndReason, Grant, GrantState, Redeemed, Rotated, sealing},
     telemetry::metrics::LaunchMark,
 };
 
@@ -117,8 +118,10 @@ async fn by_code(
         return Err(invalid_grant("`code_verifier` is missing or does not fit the challenge (RFC 7636 §4.6)."));
     }
     let grant = oauth.store.grant(code.grant).await?.ok_or_else(unknown)?;
-    let site =
-        call.config.sites.get(&grant.site).ok_or_else(|| JsonFault::internal("a grant's site is not configured"))?;
+    if let GrantState::Ended { reason, .. } = grant.state {
+        return Err(ended(reason));
+    }
+    let site = still_served(&call.config, app, &grant)?;
     let minted = mint(oauth, app, &grant, &grant.facts.reported, &grant.facts.enforced)?;
     match oauth.store.redeem_code(hash, &minted.stored, oauth.clock.now()).await? {
         Redeemed::Now(grant) => {
@@ -161,9 +164,10 @@ async fn by_refresh(
         return Err(unknown());
     }
     let grant = &*found.grant;
-    if let crate::store::GrantState::Ended { reason, .. } = grant.state {
+    if let GrantState::Ended { reason, .. } = grant.state {
         return Err(ended(reason));
     }
+    let site = still_served(&call.config, app, grant)?;
     let (reported, enforced) = match form.get("scope") {
         None => (grant.facts.reported.clone(), grant.facts.enforced.clone()),
         Some(scope) => {
@@ -186,7 +190,8 @@ async fn by_refresh(
             record.expires = found.expires;
             sealing::seal_successor(presented, token.expose())
         }
-        _ => return Err(JsonFault::internal("a refresh made no refresh token")),
+        // The EHR's own is gone.
+        _ => return Err(ended(EndReason::Expired)),
     };
     match oauth.store.rotate_app_token(hash, &minted.stored, &successor, GRACE, oauth.clock.now()).await? {
         Rotated::Now(grant) => answer(oauth, &call.config, &grant, &minted, &reported, None),
@@ -197,9 +202,7 @@ async fn by_refresh(
         }
         Rotated::Replayed(id) => {
             tracing::warn!(request = call.request_id, grant = %id, "a refresh token was used twice: the grant was ended");
-            if let Some(site) = call.config.sites.get(&grant.site) {
-                oauth.forget(grant, EndReason::RefreshReplay, &site.vendor);
-            }
+            oauth.forget(grant, EndReason::RefreshReplay, &site.vendor);
             Err(ended(EndReason::RefreshReplay))
         }
         Rotated::Ended(reason) => Err(ended(reason)),
@@ -207,14 +210,37 @@ async fn by_refresh(
     }
 }
 
+/// The site of a grant that the configuration still serves. Where it does not, the FHIR road answers 401:
+/// a new token would only lead there again. The grant itself lives, since an operator may have slipped.
+fn still_served<'a>(config: &'a Config, app: &App, grant: &Grant) -> Result<&'a Arc<Site>, JsonFault> {
+    let listed = |site: &&Arc<Site>| {
+        let registration = config.registrations.get(&grant.registration);
+        config.permits(app, site) && registration.is_some_and(|it| it.client_of(&grant.fingerprint).is_some())
+    };
+    config.sites.get(&grant.site).filter(listed).ok_or_else(|| {
+        invalid_grant(
+            "This EHR, or the app's registration there, is not configured here any more: the user must sign in again.",
+        )
+    })
+}
+
+/// When custody ends a grant however much it is used.
+fn session_end(app: &App, grant: &Grant) -> Option<Timestamp> {
+    let online = grant.facts.reported.split(' ').any(|word| word == "online_access");
+    let session = online || (grant.facts.session && app.custody == CustodyMode::Session);
+    session.then(|| grant.created.after(app.session_max))
+}
+
 /// New tokens for a grant: never longer than we can honour them (`custody.md`, "What the app sees").
 fn mint(oauth: &OAuth, app: &App, grant: &Grant, reported: &str, enforced: &str) -> Result<Minted, JsonFault> {
     let mut lifetime = app.access_lifetime;
-    if grant.tokens.refresh.is_none() {
-        let end = grant.tokens.received.after(grant.tokens.lifetime);
+    let upstream = (grant.tokens.refresh.is_none())
+        .then(|| (grant.tokens.received.after(grant.tokens.lifetime), EndReason::Expired));
+    let session = session_end(app, grant).map(|end| (end, EndReason::SessionEnded));
+    for (end, reason) in upstream.into_iter().chain(session) {
         lifetime = lifetime.min(oauth.clock.now().until(end));
         if lifetime < Duration::from_secs(1) {
-            return Err(ended(EndReason::Expired));
+            return Err(ended(reason));
         }
     }
     let told_refresh = grant.facts.reported.split(' ').any(|word| matches!(word, "offline_access" | "online_access"));
