@@ -38,7 +38,9 @@ impl ReturnTo<'_> {
     }
 
     pub fn error_url(&self, code: Code, description: &str) -> String {
-        let mut pairs = vec![("error", code.text()), ("error_description", description)];
+        // Names of apps and sites may hold what RFC 6749 §4.1.2.1 does not allow there.
+        let description = super::fault::description(description);
+        let mut pairs = vec![("error", code.text()), ("error_description", description.as_str())];
         pairs.extend(self.state.map(|state| ("state", state)));
         pairs.push(("iss", self.issuer));
         redirect::with_query(self.uri, &pairs)
@@ -251,7 +253,16 @@ fn is_form(call: &Call) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::same_redirect;
+    use super::{Code, ReturnTo, same_redirect};
+
+    #[test]
+    fn errors_hold_only_what_a_description_may() {
+        let back = ReturnTo { uri: "com.example.app:/cb?x=1", state: Some("s&1"), issuer: "https://g.example" };
+        assert_eq!(
+            back.error_url(Code::AccessDenied, "Spital \"Zürich\""),
+            "com.example.app:/cb?x=1&error=access_denied&error_description=Spital+%27Z%3Frich%27&state=s%261&iss=https%3A%2F%2Fg.example"
+        );
+    }
 
     #[test]
     fn redirect_uris_are_compared_byte_for_byte_but_for_loopback_ports() {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 pub use mantel_adapters::smart::error::OAuthErrorCode as Code;
-use mantel_adapters::smart::error::description;
+pub(super) use mantel_adapters::smart::error::description;
 
 use super::pages;
 use crate::store::StoreError;

@@ -24,7 +24,7 @@ mod token;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use mantel_adapters::site::{KeySetId, SiteId, VendorId};
 
 use self::fault::{Code, JsonFault, PageFault};
@@ -164,11 +164,15 @@ impl OAuth {
                 Ok(response) => response,
                 Err(fault) => fault.into_response(id),
             },
-            Route::Token(_) => JsonFault {
-                status: StatusCode::METHOD_NOT_ALLOWED,
-                ..JsonFault::new(Code::InvalidRequest, "The token endpoint takes POST, at a base that is configured.")
+            Route::Token(base) => {
+                let text = "The token endpoint takes POST, at a base that is configured.";
+                let status = if site_known(&base) { StatusCode::METHOD_NOT_ALLOWED } else { StatusCode::NOT_FOUND };
+                let mut response = JsonFault { status, ..JsonFault::new(Code::InvalidRequest, text) }.into_response(id);
+                if status == StatusCode::METHOD_NOT_ALLOWED {
+                    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+                }
+                response
             }
-            .into_response(id),
             Route::Continue(launch) if get => {
                 let ancestors = self.launch_ancestors(&call.config, launch).await;
                 finish(forward::go_on(self, &call, launch).await, id, &ancestors)
