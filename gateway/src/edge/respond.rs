@@ -33,14 +33,21 @@ pub fn outcome(error: &Error, request_id: &str, token_came: bool) -> Response<By
     response
 }
 
-/// For everything else that is not OAuth's: problem details as plain JSON.
+/// For the roads of the authorization server, where it does not answer itself: in OAuth's form, which its
+/// clients read (RFC 6749 §5.2).
 pub fn plain(error: &Error, request_id: &str) -> Response<Bytes> {
-    let (status, code) = codes(error.kind);
+    let (status, _) = codes(error.kind);
+    let code = match status.as_u16() {
+        429 | 503 | 504 => "temporarily_unavailable",
+        500.. => "server_error",
+        _ => "invalid_request",
+    };
     let body = serde_json::json!({ "error": code, "error_description": error.public, "request_id": request_id });
     let mut response = Response::new(Bytes::from(body.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
     retry_after(response.headers_mut(), error);
     response
 }

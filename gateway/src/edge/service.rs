@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -32,12 +33,14 @@ use crate::{
     config::{Base, Config},
     entropy::{self, SharedEntropy},
     error::{Error, Kind},
-    proxy::{self, Body, Facts, Proxy},
+    proxy::{self, Body, BoxError, Facts, Proxy},
     telemetry::{AccessRecord, Metrics, access_log::Lines, metrics::Outcome, traces},
 };
 
 /// A form or an assertion; far above what any client sends.
 const CONTROL_BODY: usize = 64 << 10;
+/// It comes at once; who sends it byte by byte holds a connection.
+const CONTROL_BODY_WITHIN: Duration = Duration::from_secs(30);
 
 /// What one worker's connections share.
 pub struct Worker {
@@ -152,6 +155,7 @@ impl Worker {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             cors::vary(headers, "Authorization");
         }
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         cors::vary(headers, "Accept");
         cors::add(headers, readers, origin, known);
         let took = started.elapsed();
@@ -190,17 +194,10 @@ impl Worker {
         }
         let method = request.method().clone();
         let (parts, body) = request.into_parts();
-        let (mut response, endpoint) = match Limited::new(body, CONTROL_BODY).collect().await {
-            Err(error) => {
-                let error = if error.is::<http_body_util::LengthLimitError>() {
-                    Error::app(Kind::TooLarge, format!("The request's body is larger than {CONTROL_BODY} bytes."))
-                } else {
-                    Error::app(Kind::BadRequest, "The request's body ended before it was complete.")
-                };
-                (respond::plain(&error, id).map(Body::from), "unread")
-            }
+        let (mut response, endpoint) = match whole(body).await {
+            Err(error) => (respond::plain(&error, id).map(Body::from), "unread"),
             Ok(body) => {
-                let request = Request::from_parts(parts, body.to_bytes());
+                let request = Request::from_parts(parts, body);
                 let span = if self.traced { traces::request(request.headers(), "oauth") } else { Span::none() };
                 let serving = self.stack.clone().serve(request, config, id.to_owned()).instrument(span.clone());
                 match self.control.spawn(serving).await {
@@ -226,9 +223,28 @@ impl Worker {
             status,
             outcome: Outcome::of_status(status).text(),
             took: started.elapsed(),
-            ehr: std::time::Duration::ZERO,
+            ehr: Duration::ZERO,
         });
         response
+    }
+}
+
+/// The body of a control request.
+async fn whole<B>(body: B) -> Result<Bytes, Error>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    match tokio::time::timeout(CONTROL_BODY_WITHIN, Limited::new(body, CONTROL_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Error::app(Kind::TooLarge, format!("The request's body is larger than {CONTROL_BODY} bytes.")))
+        }
+        Ok(Err(_)) => Err(Error::app(Kind::BadRequest, "The request's body ended before it was complete.")),
+        Err(_elapsed) => Err(Error::app(
+            Kind::BadRequest,
+            format!("The request's body did not come within {} s.", CONTROL_BODY_WITHIN.as_secs()),
+        )),
     }
 }
 
@@ -264,5 +280,40 @@ fn log_error(error: &Error, id: &str, facts: &Facts) {
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         Self::full(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// Sends one byte and then nothing.
+    struct Stalled(bool);
+
+    impl http_body::Body for Stalled {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+            if std::mem::replace(&mut self.0, false) {
+                return std::task::Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_static(b"g")))));
+            }
+            std::task::Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_body_comes_whole_in_time_and_within_its_limit() {
+        assert_eq!(whole(Full::new(Bytes::from_static(b"a=1"))).await.unwrap(), "a=1");
+        let large = Full::new(Bytes::from(vec![b'a'; CONTROL_BODY + 1]));
+        assert_eq!(whole(large).await.unwrap_err().kind, Kind::TooLarge);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(whole(Stalled(true)).await.unwrap_err().kind, Kind::BadRequest);
+        assert!(begun.elapsed() < CONTROL_BODY_WITHIN + Duration::from_secs(1));
     }
 }
