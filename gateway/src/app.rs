@@ -7,6 +7,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use mantel_adapters::{
     profile::Place,
     smart::{scope::ScopeSet, token::meaning},
@@ -34,7 +35,8 @@ use crate::{
     secret::Secret,
     session::{Bearers, Mint, Signer},
     store::{
-        BootId, EndReason, Grant, GrantFacts, Revocation, SharedStore, StoreError, sealing::Sealer, sqlite::Sqlite,
+        BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, Revocation, SharedStore, StoreError,
+        sealing::Sealer, sqlite::Sqlite,
     },
     telemetry::{AccessLog, Metrics, traces::Traces},
     upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome},
@@ -99,13 +101,18 @@ impl Running {
     /// # Errors
     /// If the data plane failed.
     pub async fn until_stopped(self) -> anyhow::Result<()> {
-        self.stop.cancelled().await;
-        let served = self.edge.await.context("the data plane ended early")?;
+        let mut edge = self.edge;
+        let served = tokio::select! {
+            biased;
+            // Without a data plane there is nothing to wait for.
+            served = &mut edge => { self.stop.cancel(); served },
+            () = self.stop.cancelled() => edge.await,
+        };
         self.custody.shutdown().await;
         self.store.close().await;
         self.log.flush();
         self.end.cancel();
-        served
+        served.context("the data plane ended early")?
     }
 
     /// Stops, and waits for the end.
@@ -161,8 +168,13 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     metrics.take_on(&config, clock.now().seconds());
     let traced = config.telemetry.otlp.is_some();
     let workers = config.server.workers.unwrap_or_else(cores);
-    let settings =
-        Settings { limits: config.server.limits.clone(), timeouts: timeouts.clone(), tls, metrics: metrics.clone() };
+    let settings = Settings {
+        limits: config.server.limits.clone(),
+        timeouts: timeouts.clone(),
+        tls,
+        proxies: config.server.behind_proxy.clone(),
+        metrics: metrics.clone(),
+    };
     let config = Arc::new(ArcSwap::from_pointee(config));
 
     let bearers = Arc::new(Bearers::new(store.clone(), clock.clone()));
@@ -380,11 +392,13 @@ impl Chores {
 
     /// Revokes at the EHRs what has ended here (`custody.md`, "Ended means ended").
     async fn revoke(&self) -> Result<(), StoreError> {
-        for revocation in self.store.due_revocations(self.clock.now(), BATCH).await? {
-            let again = self.revoke_one(&revocation).await.map(|after| self.clock.now().after(after));
-            self.store.settle_revocation(revocation.id, again).await?;
-        }
-        Ok(())
+        let due = self.store.due_revocations(self.clock.now(), BATCH).await?;
+        // Side by side: an EHR that hangs must not keep the others' waiting.
+        let settled = due.iter().map(|revocation| async {
+            let again = self.revoke_one(revocation).await.map(|after| self.clock.now().after(after));
+            self.store.settle_revocation(revocation.id, again).await
+        });
+        join_all(settled).await.into_iter().collect()
     }
 
     /// When to try again; none: it is done, or cannot be.
@@ -392,13 +406,30 @@ impl Chores {
         let config = self.words.config.load_full();
         let site = config.sites.get(&revocation.site)?;
         let registration = config.registrations.get(&revocation.registration)?;
+        // The row of a grant that ended bears its id.
+        let grant = self.store.grant(GrantId(revocation.id)).await.ok().flatten();
+        // Who we were when the token was given: another client may not revoke it.
+        let client = match &grant {
+            None => Client::from(&**registration),
+            Some(grant) => {
+                let (client_id, auth) = registration.client_of(&grant.fingerprint)?;
+                Client { client_id, auth }
+            }
+        };
+        // Its user has just authorised anew: where a revocation takes the whole authorization, it would take
+        // the new one too.
+        let superseded =
+            grant.is_some_and(|grant| matches!(grant.state, GrantState::Ended { reason: EndReason::Superseded, .. }));
+        if superseded && !site.profile.revoke_per_token {
+            return None;
+        }
         // A shared registration's other apps must not lose their tokens with this one's.
         if registration.apps.len() > 1 && !site.profile.revoke_per_token {
             return None;
         }
         let hint = if revocation.hint == "access_token" { TokenHint::Access } else { TokenHint::Refresh };
         let backoff = Duration::from_secs(30).saturating_mul(1 << revocation.attempts.clamp(0, 7));
-        match self.words.ehrs.revoke(site, Client::from(&**registration), &revocation.token, hint).await {
+        match self.words.ehrs.revoke(site, client, &revocation.token, hint).await {
             RevokeOutcome::Revoked | RevokeOutcome::NotOffered => None,
             RevokeOutcome::Refused { status, retry_after } if status.is_server_error() || status.as_u16() == 429 => {
                 Some(retry_after.unwrap_or(backoff))

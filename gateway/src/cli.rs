@@ -79,7 +79,9 @@ fn serve(sources: &Sources) -> anyhow::Result<ExitCode> {
         }
     };
     let format = if io::stderr().is_terminal() { logging::Format::Text } else { logging::Format::Json };
-    let drain = loaded.config.server.timeouts.drain;
+    // A flight that an EHR has not answered yet is waited for: its answer may be the only live token.
+    let timeouts = &loaded.config.server.timeouts;
+    let drain = timeouts.drain + timeouts.token;
     let control =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("control").build()?;
     let traces = app::traces(&loaded.config, control.handle().clone())?;

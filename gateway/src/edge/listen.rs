@@ -32,7 +32,18 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Loaded for each connection, so that a new certificate needs no restart.
     pub tls: Option<Arc<arc_swap::ArcSwap<ServerConfig>>>,
+    /// Who may come without TLS: the proxies that end it. None named: anybody, on loopback.
+    pub proxies: Vec<ipnet::IpNet>,
     pub metrics: Arc<Metrics>,
+}
+
+impl Settings {
+    /// Plain HTTP from anybody else would carry tokens in the clear past the proxy.
+    fn admits(&self, peer: SocketAddr) -> bool {
+        // A socket for both families shows IPv4 peers mapped.
+        let ip = peer.ip().to_canonical();
+        self.tls.is_some() || self.proxies.is_empty() || self.proxies.iter().any(|net| net.contains(&ip))
+    }
 }
 
 struct Accepted {
@@ -70,7 +81,7 @@ pub async fn serve(
         lanes.push(to);
         ends.push(end);
     }
-    accept(&listener, &lanes, settings.limits.connections, &stop).await;
+    accept(&listener, &lanes, &settings, &stop).await;
     drop((listener, lanes));
     for end in ends {
         let _ = end.await;
@@ -81,17 +92,20 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     lanes: &[mpsc::UnboundedSender<Accepted>],
-    connections: usize,
+    settings: &Settings,
     stop: &CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(connections));
+    let room = Arc::new(Semaphore::new(settings.limits.connections));
     for lane in lanes.iter().cycle() {
         // The permit first: at the limit, clients wait in the kernel's queue and not in our memory.
         let Some(Ok(permit)) = stop.run_until_cancelled(room.clone().acquire_owned()).await else { return };
         let socket = loop {
             match stop.run_until_cancelled(listener.accept()).await {
                 None => return,
-                Some(Ok((socket, _peer))) => break socket,
+                Some(Ok((socket, peer))) if settings.admits(peer) => break socket,
+                Some(Ok((_, peer))) => {
+                    tracing::debug!(peer = %peer.ip(), "a connection came past the proxies of `server.behind_proxy`");
+                }
                 // Out of file descriptors, most likely: what is open must close first.
                 Some(Err(error)) => {
                     tracing::warn!(%error, "a connection could not be accepted");
