@@ -14,6 +14,7 @@ mod memory;
 mod raw_http;
 mod readme;
 mod registrations;
+mod review;
 mod telemetry;
 mod tls;
 mod tokens;
