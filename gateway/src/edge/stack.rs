@@ -101,7 +101,7 @@ impl ControlStack {
             );
             return (respond::plain(&error, &id).map(Body::from), endpoint);
         };
-        if request.method() == Method::HEAD {
+        if request.method() == Method::HEAD && oauth::only_reads(request.uri().path()) {
             *request.method_mut() = Method::GET;
         }
         let mut head = Request::new(());

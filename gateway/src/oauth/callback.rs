@@ -68,19 +68,20 @@ pub(super) async fn callback(
         )
         .because(format!("mix-up: launch {} returned at another registration's path", launch.id)));
     }
+    let ancestors = frame_origins(&call.config, &Base::Site(ehr.site.clone()));
     if !cookies::holds(call.request.headers(), &launch) {
-        return Err(PageFault::new(
+        let fault = PageFault::new(
             StatusCode::BAD_REQUEST,
             "This sign-in was begun in another browser",
             "Your browser does not hold the cookie that this sign-in was bound to, so it cannot be finished here. Please go back to the app and start again.",
         )
-        .because(format!("launch {} returned in a browser without its cookie", launch.id)));
+        .because(format!("launch {} returned in a browser without its cookie", launch.id));
+        return Ok(fault.into_response(&call.request_id, &ancestors));
     }
     let mut response = match returned(oauth, call, &launch, &ehr, &params, fault.is_some()).await {
         Ok(response) => response,
         Err(refusal) => {
             oauth.metrics.launch(None, LaunchMark::Refused);
-            let ancestors = frame_origins(&call.config, &Base::Site(ehr.site.clone()));
             refusal.into_response(&call.request_id, &return_to(&call.config, &launch), &ancestors)
         }
     };

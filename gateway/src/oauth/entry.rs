@@ -54,16 +54,25 @@ pub(super) async fn launch(
     Ok(redirect::to(&redirect::with_query(launch_url, &[("iss", &iss), ("launch", handle.expose())])))
 }
 
+/// Who may frame what is said of this launch: the EHRs that `iss` may mean.
+pub(super) fn frame_origins(call: &Call) -> Vec<String> {
+    let query = call.request.uri().query().unwrap_or_default();
+    let Ok(params) = Params::parse(query.as_bytes()) else { return Vec::new() };
+    let Some(wanted) = params.get("iss").and_then(canonical) else { return Vec::new() };
+    let sites = call.config.sites.values().filter(|site| is_base(site, &wanted));
+    sites.flat_map(|site| site.frame_origins.iter().cloned()).collect()
+}
+
+fn is_base(site: &Site, wanted: &str) -> bool {
+    let bases = std::iter::once(&site.fhir_base_text).chain(&site.iss_aliases);
+    bases.filter_map(|base| canonical(base)).any(|base| base == wanted)
+}
+
 /// The site whose FHIR base, or alias, `iss` is: scheme and host without case, one trailing slash
 /// ignored, the path by case (`vendors.md` C 30). Nothing is fetched for one that is unknown.
 fn site_of<'a>(config: &'a Config, iss: &str, named: Option<&str>, app: &AppId) -> Result<&'a Site, String> {
     let wanted = canonical(iss).ok_or("`iss` is no URL.")?;
-    let fits = |site: &&std::sync::Arc<Site>| {
-        std::iter::once(&site.fhir_base_text)
-            .chain(&site.iss_aliases)
-            .any(|base| canonical(base).as_ref() == Some(&wanted))
-    };
-    let mut sites: Vec<_> = config.sites.values().filter(fits).collect();
+    let mut sites: Vec<_> = config.sites.values().filter(|site| is_base(site, &wanted)).collect();
     if let Some(named) = named {
         let named: SiteId = named.parse().map_err(|_| "This address names no site.".to_owned())?;
         sites.retain(|site| site.id == named);

@@ -124,6 +124,26 @@ fn route(path: &str) -> Route<'_> {
     }
 }
 
+/// Whether a GET of this path changes nothing, so that a HEAD may be played as one: a scanner's HEAD
+/// must not use up a callback's `state` or an EHR's `launch`.
+pub fn only_reads(path: &str) -> bool {
+    match route(path) {
+        Route::Authorize(_)
+        | Route::Token(_)
+        | Route::Continue(_)
+        | Route::Again(_)
+        | Route::Callback { .. }
+        | Route::Launch { .. } => false,
+        Route::SmartConfiguration(_)
+        | Route::OpenIdConfiguration
+        | Route::Jwks
+        | Route::Keys(_)
+        | Route::StyleDocument
+        | Route::StyleSheet
+        | Route::Unknown => true,
+    }
+}
+
 /// The name of the endpoint that serves a path: for metrics and logs.
 pub fn endpoint(path: &str) -> &'static str {
     route(path).name()
@@ -181,7 +201,10 @@ impl OAuth {
             Route::Callback { registration, site } if get => {
                 finish(callback::callback(self, &call, registration, site).await, id, &[])
             }
-            Route::Launch { app, site } if get => finish(entry::launch(self, &call, app, site).await, id, &[]),
+            Route::Launch { app, site } if get => {
+                let ancestors = entry::frame_origins(&call);
+                finish(entry::launch(self, &call, app, site).await, id, &ancestors)
+            }
             _ => not_found(id),
         }
     }

@@ -112,3 +112,17 @@ async fn plain_http_is_for_the_proxies_that_end_tls() {
         assert_eq!(answer.is_ok(), served, "{proxies}: {answer:?}");
     }
 }
+
+#[tokio::test]
+async fn a_head_uses_up_neither_a_state_nor_a_launch() {
+    let (world, app) = world().await;
+    let callback = format!("{}/oauth/callback", world.gateway.public);
+    let mut user = visitor().stop_at(&callback);
+    let back = app.authorize(&mut user, world.ehr(Vendor::Generic), &[]).await.unwrap();
+    let scanned = call(Method::HEAD, back.as_str(), &[], "").await.unwrap();
+    assert_eq!(scanned.status, 404);
+    let page = user.get(back.as_str()).await.unwrap();
+    app.redeem(&app.code(&page.redirect().unwrap()).unwrap()).await.unwrap();
+    let head = call(Method::HEAD, &format!("{}/.well-known/smart-configuration", app.base), &[], "").await.unwrap();
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+}
