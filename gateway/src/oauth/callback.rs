@@ -441,7 +441,6 @@ mod tests {
             ("patient/Observation.cruds", false),
             ("user/Patient.rs", false),
             ("fhirUser", false),
-            ("", false),
         ] {
             assert_eq!(is_granted(required, &granted), met, "{required}");
         }

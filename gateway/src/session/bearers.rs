@@ -1,7 +1,13 @@
 //! From an app's bearer to its grant: one look-up in memory, the store only at a miss. What is ended
 //! is evicted here within a second (`custody.md`, "Ended means ended").
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use mantel_adapters::{
     site::{AppId, RegistrationId, SiteId},
@@ -75,6 +81,9 @@ pub struct Bearers {
     cache: Cache<TokenHash, Arc<Session>>,
     /// Grants that ended a moment ago: a look-up that was in the store meanwhile must not bring one back.
     ended: Cache<GrantId, ()>,
+    /// How often facts have changed: a look-up that was in the store meanwhile may have read the old ones,
+    /// by which an answer would stream that must be inspected.
+    changes: AtomicU64,
 }
 
 impl Bearers {
@@ -85,7 +94,7 @@ impl Bearers {
             .support_invalidation_closures()
             .build();
         let ended = Cache::builder().max_capacity(CAPACITY).time_to_live(LONGEST_LOOKUP).build();
-        Self { store, clock, cache, ended }
+        Self { store, clock, cache, ended, changes: AtomicU64::new(0) }
     }
 
     /// A session in memory, if it is there and lives.
@@ -101,6 +110,7 @@ impl Bearers {
         if let Some(session) = self.cached(token) {
             return Ok(Some(session));
         }
+        let changes = self.changes.load(Ordering::Acquire);
         let Some((access, grant)) = self.store.access_token(token, self.clock.now()).await? else { return Ok(None) };
         if matches!(grant.state, GrantState::Ended { .. }) {
             return Ok(None);
@@ -117,6 +127,10 @@ impl Bearers {
             self.cache.invalidate(&token);
             return Ok(None);
         }
+        // This request goes by what stood when it came, the next one reads anew.
+        if self.changes.load(Ordering::Acquire) != changes {
+            self.cache.invalidate(&token);
+        }
         Ok(Some(session))
     }
 
@@ -129,6 +143,7 @@ impl Bearers {
 
     /// Reads a grant's facts anew at its next use: they have changed.
     pub fn renew(&self, grant: GrantId) {
+        self.changes.fetch_add(1, Ordering::Release);
         let _ = self.cache.invalidate_entries_if(move |_, session| session.grant == grant);
     }
 }
