@@ -248,7 +248,7 @@ async fn read(running: &Running, path: &str, bearer: &str) -> Value {
 async fn ones_own_app_is_filed_everywhere() {
     let app = App::new("my-app", "http://localhost:3000/callback", Some("http://localhost:3000/launch")).unwrap();
     let data = tempfile::tempdir().unwrap();
-    let options = Options { app: Some(app), data: Some(data.path().join("kept")), ..Options::default() };
+    let options = Options { apps: vec![app], data: Some(data.path().join("kept")), ..Options::default() };
     let bench = bench(options).await;
     let running = &bench.running;
     for (name, ehr) in &running.ehrs {
@@ -267,6 +267,15 @@ async fn ones_own_app_is_filed_everywhere() {
     assert!(running.data_dir.join("sites.d/athenapractice.toml").exists());
     private(&running.data_dir.join("sites.d/epic.toml"));
     private(&running.data_dir.join("seal.key"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_without_a_launch_url_is_filed_for_standalone_launches_alone() {
+    let app = App::new("native", "com.example.native:/cb", None).unwrap().or_redirect("http://127.0.0.1/cb").unwrap();
+    let bench = bench(Options { apps: vec![app], ..Options::default() }).await;
+    let filed: Vec<&str> =
+        bench.running.filings.iter().filter(|filing| filing.app == "native").map(|filing| filing.plan.id).collect();
+    assert_eq!(filed, ["epic", "oracle-patients", "athena", "athena-practice", "generic"]);
 }
 
 /// Secrets stand there.
@@ -288,5 +297,7 @@ fn an_app_needs_a_name_and_addresses() {
         assert!(App::new(name, redirect, launch).is_err(), "{name:?} {redirect:?} {launch:?}");
     }
     let app = App::new("mine", "https://app.example.org/cb", None).unwrap();
-    assert_eq!(app.origin, "https://app.example.org");
+    assert_eq!(app.origin.as_deref(), Some("https://app.example.org"));
+    let native = App::new("native", "com.example.native:/cb", None).unwrap();
+    assert_eq!(native.origin, None, "a custom scheme has no origin that a browser would send");
 }

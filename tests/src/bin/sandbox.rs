@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
         data: arguments.data,
         strict: arguments.strict,
         fast: arguments.fast,
-        app: app.clone(),
+        apps: app.clone().into_iter().collect(),
         npm: None,
     };
     let running = Sandbox::start(options).await?;

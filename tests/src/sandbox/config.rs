@@ -100,7 +100,7 @@ fn main_file(directory: &Path, addresses: &Addresses, apps: &[App]) -> String {
             "\n[apps.{}]\nname = {}\nclient_auth = {{ method = \"none\" }}\nredirect_uris = {}\n",
             app.name,
             quoted(&app.title),
-            list([app.redirect.as_str()]),
+            list(std::iter::once(&app.redirect).chain(&app.more_redirects).map(String::as_str)),
         );
         if let Some(launch) = &app.launch {
             let _ = writeln!(text, "launch_url = {}", quoted(launch));
@@ -108,7 +108,7 @@ fn main_file(directory: &Path, addresses: &Addresses, apps: &[App]) -> String {
         let _ = writeln!(
             text,
             "origins = {}\nscopes = {}\nsites = [\"*\"]",
-            list([app.origin.as_str()]),
+            list(app.origin.as_deref()),
             list([
                 "launch",
                 "launch/patient",
@@ -165,10 +165,10 @@ fn site_file(place: &Place<'_>, filings: &[Filing]) -> String {
                 filing.id,
                 quoted(filing.hospital.vendor.text()),
                 list([filing.app.as_str()]),
-                list(plan.uses.iter().map(|usage| use_text(*usage))),
+                list(filing.plan.uses.iter().map(|usage| use_text(*usage))),
                 quoted(&filing.client_id),
                 quoted(&filing.secret),
-                list(place.hospital.scopes(plan).iter().map(String::as_str)),
+                list(place.hospital.scopes(&filing.plan).iter().map(String::as_str)),
             );
         }
     }

@@ -51,8 +51,8 @@ pub struct Options {
     pub strict: bool,
     /// The EHRs' access tokens live half a minute (Oracle's two), so that one can watch their renewal.
     pub fast: bool,
-    /// An app of one's own beside the demo.
-    pub app: Option<App>,
+    /// Apps of one's own beside the demo.
+    pub apps: Vec<App>,
     /// Where npm packages are kept; none: [`npm::cache`].
     pub npm: Option<PathBuf>,
 }
@@ -64,8 +64,11 @@ pub struct App {
     pub name: String,
     pub title: String,
     pub redirect: String,
+    /// Further redirect URIs.
+    pub more_redirects: Vec<String>,
     pub launch: Option<String>,
-    pub origin: String,
+    /// Of its pages; a native app has none.
+    pub origin: Option<String>,
 }
 
 impl App {
@@ -77,15 +80,24 @@ impl App {
         let named = (1..=40).contains(&name.len()) && name.bytes().all(fits) && name != DEMO;
         ensure!(named, "app {name:?}: expected 1 to 40 of a-z, 0-9 and -, and not {DEMO:?}");
         let url = |given: &str| Url::parse(given).with_context(|| format!("app {name}: {given:?} is no URL"));
-        let origin = url(redirect)?.origin().ascii_serialization();
+        let origin = url(redirect)?.origin();
         launch.map(url).transpose()?;
         Ok(Self {
             name: name.to_owned(),
             title: name.to_owned(),
             redirect: redirect.to_owned(),
+            more_redirects: Vec::new(),
             launch: launch.map(str::to_owned),
-            origin,
+            origin: origin.is_tuple().then(|| origin.ascii_serialization()),
         })
+    }
+
+    /// # Errors
+    /// When the address is no URL.
+    pub fn or_redirect(mut self, redirect: &str) -> Result<Self> {
+        Url::parse(redirect).with_context(|| format!("app {}: {redirect:?} is no URL", self.name))?;
+        self.more_redirects.push(redirect.to_owned());
+        Ok(self)
     }
 }
 
@@ -130,7 +142,7 @@ impl Sandbox {
             ehrs.push((hospital.host.trim_end_matches(".localhost").to_owned(), started));
         }
         let demo_app = demo_app(&demo_url);
-        let apps: Vec<App> = std::iter::once(demo_app).chain(options.app.clone()).collect();
+        let apps: Vec<App> = std::iter::once(demo_app).chain(options.apps.clone()).collect();
         let filings = file(&apps, &ehrs, &addresses.public)?;
 
         let (data_dir, temporary) = data_directory(options.data.as_deref())?;
@@ -189,8 +201,9 @@ fn demo_app(demo_url: &str) -> App {
         name: DEMO.into(),
         title: "Hearth".into(),
         redirect: format!("{demo_url}chart.html"),
+        more_redirects: Vec::new(),
         launch: Some(format!("{demo_url}launch.html")),
-        origin: demo_url.trim_end_matches('/').to_owned(),
+        origin: Some(demo_url.trim_end_matches('/').to_owned()),
     }
 }
 
