@@ -272,7 +272,7 @@ fn grants(table: &Table<'_>, auth: Option<&AppAuth>) -> BTreeSet<AppGrant> {
 
 fn required_scopes(table: &Table<'_>) -> Vec<String> {
     let scopes = table.texts("required_scopes", "a scope").unwrap_or_default();
-    // Their meaning counts as a part of what is allowed; what must be reported is compared as written.
+    // Their meaning counts, as a part of what is allowed and against what an EHR granted.
     scopes::allowed(table.context, &scopes);
     scopes.into_iter().map(|scope| scope.value).collect()
 }
