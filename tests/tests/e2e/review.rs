@@ -126,3 +126,15 @@ async fn a_head_uses_up_neither_a_state_nor_a_launch() {
     let head = call(Method::HEAD, &format!("{}/.well-known/smart-configuration", app.base), &[], "").await.unwrap();
     assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
 }
+
+#[tokio::test]
+async fn an_access_token_is_not_said_to_outlive_its_session() {
+    let more = "custody = \"session\"\nsession_max = \"2m\"\nsession_idle = \"1m\"";
+    let world = World::start_with([Ehr::new(Vendor::Generic)], more).await.unwrap();
+    let app = App::with_secret(&world.gateway.site_base(Vendor::Generic)).await.unwrap();
+    let app = app.asking("launch/patient patient/Patient.read");
+    let tokens = app.launch(world.ehr(Vendor::Generic)).await.unwrap();
+    let told = tokens.0["expires_in"].as_u64().unwrap();
+    assert!((60..=120).contains(&told), "{told}");
+    assert_eq!(tokens.refresh(), "", "custody's refresh token is not the app's");
+}
