@@ -38,4 +38,9 @@ function card({ name, product, vendor, home, sites }) {
 $("list").replaceChildren(...settings.hospitals.map(card));
 $("list").removeAttribute("aria-busy");
 $("choose-hospital").addEventListener("click", starter(settings.base));
+// Not before there is somebody to hear the click; and again for who comes back by the browser's button.
+$("choose-hospital").disabled = false;
+window.addEventListener("pageshow", () => {
+  $("choose-hospital").disabled = false;
+});
 $("uniform").href = `${settings.base}/.well-known/smart-configuration`;
