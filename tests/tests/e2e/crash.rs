@@ -93,10 +93,15 @@ async fn a_rotating_grant_survives_ten_kills() {
     app.refresh(tokens.refresh()).await.unwrap();
 }
 
+/// Each of the two waits a minute and more for the end of a doubt: side by side.
+#[tokio::test]
+async fn a_doubt_ends_and_costs_a_login_only_where_the_ehr_had_rotated() {
+    tokio::join!(a_kill_during_a_refresh(), a_lost_answer());
+}
+
 /// Killed while the token request waits before the EHR has done anything: nothing was rotated, and the gateway
 /// cannot know. The old access token serves while it lives, then 503 with a time, then the one try that is left.
-#[tokio::test]
-async fn a_kill_during_a_refresh_costs_no_login() {
+async fn a_kill_during_a_refresh() {
     let mut world = World::start([Ehr::strict(Vendor::Epic)]).await.unwrap();
     let base = world.gateway.site_base(Vendor::Epic);
     let app = App::at(&base).await.unwrap();
@@ -154,8 +159,7 @@ async fn settled(url: &str, tokens: &Tokens, expected: StatusCode) {
 
 /// The EHR rotates, and its answer is lost on the way: the only live token is nowhere. That one costs the login,
 /// and is counted by itself; where the EHR does not rotate it costs nothing.
-#[tokio::test]
-async fn a_lost_answer_is_counted_where_it_costs_the_login() {
+async fn a_lost_answer() {
     let world = World::start([Ehr::strict(Vendor::Epic), Ehr::new(Vendor::Generic)]).await.unwrap();
     let mut cases = Vec::new();
     for (vendor, expected) in [(Vendor::Epic, StatusCode::UNAUTHORIZED), (Vendor::Generic, StatusCode::OK)] {
