@@ -42,15 +42,27 @@ pub(super) async fn launch(
     if !call.config.permits(app, site) || call.config.registration(&app.id, site, Use::EhrLaunch).is_none() {
         return Err(bad(format!("{} is not registered for being opened from {}.", app.name, site.name)));
     }
+    to_app(oauth, &call.config, &app.id, launch_url, &site.id, Secret::from(ehr_launch)).await
+}
+
+/// To the app's own launch URL, with `launch` of ours in the place of the EHR's.
+pub(super) async fn to_app(
+    oauth: &OAuth,
+    config: &Config,
+    app: &AppId,
+    launch_url: &str,
+    site: &SiteId,
+    ehr_launch: Secret<String>,
+) -> Result<Response<Bytes>, PageFault> {
     let (handle, hash) = oauth.mint.once();
     let kept = EhrLaunch {
-        app: app.id.clone(),
-        site: site.id.clone(),
-        launch: Secret::from(ehr_launch),
+        app: app.clone(),
+        site: site.clone(),
+        launch: ehr_launch,
         expires: oauth.clock.now().after(HANDLE_LIFETIME),
     };
     oauth.store.keep_ehr_launch(hash, &kept).await?;
-    let iss = call.config.urls().fhir(&Base::Site(site.id.clone()));
+    let iss = config.urls().fhir(&Base::Site(site.clone()));
     Ok(redirect::to(&redirect::with_query(launch_url, &[("iss", &iss), ("launch", handle.expose())])))
 }
 

@@ -20,7 +20,7 @@ use zeroize::Zeroize as _;
 use super::{
     Call, OAuth,
     authorize::ReturnTo,
-    cookies,
+    cookies, entry,
     fault::{Code, PageFault},
     pages::{self, Choice, Organizations},
     params::Params,
@@ -72,22 +72,27 @@ pub(super) async fn go_on(oauth: &OAuth, call: &Call, launch: &str) -> Result<Re
     }
 }
 
-/// `GET /oauth/again/{launch}`: the same request as a new launch, in a window of its own where the
-/// cookie is not a third party's. The old one is over.
-pub(super) async fn again(oauth: &OAuth, launch: &str) -> Result<Response<Bytes>, PageFault> {
+/// `GET /oauth/again/{launch}`: a new launch, in a window of its own where the cookie is not a third
+/// party's. The old one is over. What an EHR opened begins at the app once more: the app's memory of
+/// its request is the frame's as much as the cookie is, and in the window it would know no `state`.
+pub(super) async fn again(oauth: &OAuth, call: &Call, launch: &str) -> Result<Response<Bytes>, PageFault> {
     let old = open(oauth, launch).await?;
-    let (cookie, browser) = oauth.mint.once();
-    let fresh = Launch {
-        id: LaunchId(entropy::uuid4(&*oauth.entropy)),
-        step: LaunchStep::Opened,
-        browser: Some(browser),
-        ..old.clone()
-    };
     let mut done = old.clone();
     done.step = LaunchStep::Done;
     if !oauth.store.advance_launch(old.step, &done).await? {
         return Err(over());
     }
+    let launch_url = app_of(&call.config, &old)?.launch_url.as_deref();
+    if let (Some((site, ehr_launch)), Some(launch_url)) = (&old.ehr_launch, launch_url) {
+        return entry::to_app(oauth, &call.config, &old.app, launch_url, site, ehr_launch.clone()).await;
+    }
+    let (cookie, browser) = oauth.mint.once();
+    let fresh = Launch {
+        id: LaunchId(entropy::uuid4(&*oauth.entropy)),
+        step: LaunchStep::Opened,
+        browser: Some(browser),
+        ..old
+    };
     oauth.store.open_launch(&fresh).await?;
     let mut response = redirect::to(&format!("/oauth/continue/{}", fresh.id));
     if let Some(cookie) = cookies::bind(fresh.id, &cookie) {

@@ -197,7 +197,7 @@ impl OAuth {
                 let ancestors = self.launch_ancestors(&call.config, launch).await;
                 finish(forward::go_on(self, &call, launch).await, id, &ancestors)
             }
-            Route::Again(launch) if get => finish(forward::again(self, launch).await, id, &[]),
+            Route::Again(launch) if get => finish(forward::again(self, &call, launch).await, id, &[]),
             Route::Callback { registration, site } if get => {
                 finish(callback::callback(self, &call, registration, site).await, id, &[])
             }
