@@ -39,10 +39,15 @@ export function bench(options = {}) {
 }
 
 /** A new browser with a profile of its own; `end` closes it. */
-export async function startBrowser({ blockThirdPartyCookies = false, javaScript = true } = {}) {
+export async function startBrowser({ blockThirdPartyCookies = false, blockInFrames, javaScript = true } = {}) {
   const profile = await mkdtemp(join(tmpdir(), "mantel-browser-"));
   // As a user's own switch in the settings, under "Third-party cookies".
   const cookies = { block_third_party_cookies: blockThirdPartyCookies, cookie_controls_mode: Number(blockThirdPartyCookies) };
+  // As a stricter user's exception: none of one site's cookies, partitioned or not, below another site.
+  if (blockInFrames) {
+    const { site, below } = blockInFrames;
+    cookies.content_settings = { exceptions: { cookies: { [`[*.]${site},[*.]${below}`]: { setting: 2 } } } };
+  }
   await mkdir(join(profile, "Default"));
   await writeFile(join(profile, "Default", "Preferences"), JSON.stringify({ profile: cookies }));
   const context = await chromium.launchPersistentContext(profile, {
@@ -93,6 +98,25 @@ export async function openRecord(page, world, ehr, patient = world.ehrs[ehr].pat
   await page.locator("#open-record").waitFor();
   return patient;
 }
+
+/** The three ways into the demo app. Each says where it led: the site, the base that the app uses, who it is. */
+export const WAYS = {
+  "on the uniform base, by the organization page": async (page, world, { site }) => {
+    await openStandalone(page, world, site, { organization: true });
+    return { site, base: world.uniform, user: "Patient" };
+  },
+  "on the site's base": async (page, world, { site }) => {
+    await openStandalone(page, world, site);
+    return { site, base: world.siteBase(site), user: "Patient" };
+  },
+  "from the EHR": async (page, world, { ehr, staff }) => {
+    const patient = await openRecord(page, world, ehr);
+    await page.locator(`[id="launch-${world.clientAt(staff)}"]`).click();
+    await consent(page);
+    await chart(page, world);
+    return { site: staff, base: world.siteBase(staff), user: "Practitioner", patient };
+  },
+};
 
 /** A clinician who has opened an app from a record is asked for consent at some EHRs. */
 export async function consent(place) {

@@ -1,7 +1,7 @@
 // What an app reads, and what it is refused.
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { bench, openStandalone } from "./browser.mjs";
+import { WAYS, bench } from "./browser.mjs";
 import { PATIENT, VENDORS } from "./world.mjs";
 
 const PAGE = 10;
@@ -9,17 +9,22 @@ const PAGE = 10;
 describe("records", () => {
   const shared = bench();
 
-  for (const { vendor, ehr, site } of VENDORS) {
-    test(`${vendor}: a patient, a search of several pages, the user, and nothing beyond the scopes`, async (t) => {
+  const cases = VENDORS.flatMap((vendor) => Object.entries(WAYS).map(([way, open]) => ({ ...vendor, way, open })));
+  for (const { way, open, ...where } of cases) {
+    const { vendor, ehr } = where;
+    test(`${vendor}, ${way}: a patient, a search of several pages, the user, and nothing beyond the scopes`, async (t) => {
       const { world, browser } = shared;
       const page = await browser.newPage();
-      await openStandalone(page, world, site);
-      const base = world.siteBase(site);
+      const { site, base, user: kind } = await open(page, world, where);
 
       await t.test("the patient is read", async () => {
-        const patient = await page.evaluate(() => window.client.patient.read());
+        const { patient, id } = await page.evaluate(async () => ({
+          patient: await window.client.patient.read(),
+          id: window.client.patient.id,
+        }));
         assert.equal(patient.resourceType, "Patient");
-        assert.equal(patient.name[0].family, PATIENT.family);
+        assert.equal(patient.id, id);
+        if (kind === "Patient") assert.equal(patient.name[0].family, PATIENT.family);
       });
 
       await t.test("a search is paged through by the library", async () => {
@@ -45,16 +50,17 @@ describe("records", () => {
         for (const link of links.filter((link) => link && !link.startsWith("urn:"))) assert.ok(link.startsWith(`${base}/`) || link.startsWith(`${base}?`), link);
       });
 
-      await t.test("fhirUser is the patient, below the site's base", async () => {
+      await t.test("fhirUser is who signed in, below the site's base", async () => {
         const { claim, fhirUser, user, patient } = await page.evaluate(async () => {
           const { client } = window;
           const { fhirUser } = client.user;
           return { claim: client.getIdToken().fhirUser, fhirUser, user: await client.user.read(), patient: client.patient.id };
         });
-        assert.equal(claim, `${base}/Patient/${patient}`);
+        assert.equal(user.resourceType, kind);
+        if (kind === "Patient") assert.equal(user.id, patient);
+        assert.equal(claim, `${world.siteBase(site)}/${kind}/${user.id}`);
         // The library tells type and id alone.
-        assert.equal(fhirUser, `Patient/${patient}`);
-        assert.equal(user.id, patient);
+        assert.equal(fhirUser, `${kind}/${user.id}`);
       });
 
       await t.test("what was not asked for is refused, and the EHR hears nothing of it", async () => {

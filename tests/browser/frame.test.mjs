@@ -98,6 +98,30 @@ describe("in an EHR's frame, third-party cookies blocked", () => {
   }
 });
 
+describe("in an EHR's frame, all of Mantel's cookies blocked", () => {
+  const shared = bench({ blockInFrames: { site: "mantel.localhost", below: "epic.localhost" } });
+
+  test("the user is told in the frame, and goes on in a window", async () => {
+    const { world, browser } = shared;
+    const page = await browser.newPage();
+    const patient = await openRecord(page, world, "epic");
+    await page.locator(`[id="launch-frame-${world.clientAt("epic")}"]`).click();
+    const frame = await (await page.waitForSelector("iframe#app")).contentFrame();
+    await frame.locator("h1:text('kept no cookie')").waitFor();
+    assert.equal(new URL(frame.url()).origin, world.gateway);
+    const opened = browser.waitForEvent("page");
+    await frame.getByRole("link", { name: "Continue in a new window" }).click();
+    // The app begins anew there: what it keeps of its request is the frame's as well.
+    const app = await opened;
+    await consent(app);
+    await chart(app, world);
+    assert.equal((await tokenResponse(app)).patient, patient);
+    // There is no way round: the old launch is over.
+    assert.equal((await fetch(frame.url())).status, 410);
+    await Promise.all([app.close(), page.close()]);
+  });
+});
+
 describe("a launch and its browser", () => {
   const shared = bench();
 
