@@ -118,7 +118,7 @@ pub fn json(status: StatusCode, body: &serde_json::Value) -> Response<Bytes> {
 pub struct PageFault {
     pub status: StatusCode,
     pub title: &'static str,
-    /// What was given, what was expected, what to do.
+    /// What was given, what was expected, what to do. Words of the protocol stand between backticks.
     pub explanation: String,
     /// A way on: label and URL.
     pub way_on: Option<(&'static str, String)>,
@@ -147,7 +147,14 @@ impl PageFault {
                 "a page of the authorization server failed"
             );
         }
-        pages::fault(&self, request_id, frame_ancestors)
+        let template = pages::Fault {
+            title: self.title,
+            explanation: self.explanation.split('`').collect(),
+            way_on: &self.way_on,
+            new_window: self.new_window,
+            request_id,
+        };
+        pages::page(self.status, &template, frame_ancestors)
     }
 }
 

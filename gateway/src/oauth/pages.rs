@@ -5,8 +5,6 @@ use askama::Template;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::fault::PageFault;
-
 /// The style sheet of all pages, at `/style/page.css`.
 pub const STYLE_SHEET: &str = include_str!("../../templates/page.css");
 
@@ -33,12 +31,13 @@ pub struct Choice<'a> {
 
 #[derive(Template)]
 #[template(path = "fault.html")]
-struct Fault<'a> {
-    title: &'a str,
-    explanation: &'a str,
-    way_on: &'a Option<(&'static str, String)>,
-    new_window: bool,
-    request_id: &'a str,
+pub struct Fault<'a> {
+    pub title: &'a str,
+    /// Text and, at every second place, words of the protocol.
+    pub explanation: Vec<&'a str>,
+    pub way_on: &'a Option<(&'static str, String)>,
+    pub new_window: bool,
+    pub request_id: &'a str,
 }
 
 /// A page with its headers.
@@ -66,15 +65,4 @@ pub fn page(status: StatusCode, template: &impl Template, frame_ancestors: &[Str
         headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     }
     response
-}
-
-pub(super) fn fault(fault: &PageFault, request_id: &str, frame_ancestors: &[String]) -> Response<Bytes> {
-    let template = Fault {
-        title: fault.title,
-        explanation: &fault.explanation,
-        way_on: &fault.way_on,
-        new_window: fault.new_window,
-        request_id,
-    };
-    page(fault.status, &template, frame_ancestors)
 }
