@@ -6,7 +6,7 @@ use std::{
 };
 
 use mantel_adapters::{
-    profile::{Profile, Wildcards},
+    profile::{Profile, StandalonePatient, Wildcards},
     registry,
     site::{RegistrationId, SiteId, VendorId},
     smart::translate::ScopeFault,
@@ -106,6 +106,12 @@ fn site(table: &Table<'_>, known: &Known<'_>, id: Option<SiteId>) -> (BTreeSet<S
             );
         }
         check_wildcards(table, known, &profile, &registrations);
+        if profile.standalone_patient == StandalonePatient::Picker {
+            context.note(
+                &table.at("standalone_patient"),
+                "this version has no patient picker: a standalone launch for patient/ scopes ends with access_denied",
+            );
+        }
         let budget = profile.budget.concurrent.and_then(|concurrent| usize::try_from(concurrent).ok());
         let site = Site {
             id: id?,
