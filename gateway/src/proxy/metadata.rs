@@ -205,9 +205,10 @@ fn endpoints(urls: Urls<'_>, base: &Base, description: &str) -> OurEndpoints {
         authorize: Some(urls.authorize(base)),
         token: Some(urls.token(base)),
         register: None,
-        manage: Some(urls.manage()),
-        introspect: Some(urls.introspect()),
-        revoke: Some(urls.revoke()),
+        // Absent where smart-configuration has them absent (conformance A4).
+        manage: None,
+        introspect: None,
+        revoke: None,
     }
 }
 

@@ -181,6 +181,23 @@ async fn metadata_is_public_and_ours() {
         let statement = found.json().unwrap();
         assert_eq!(statement["resourceType"], "CapabilityStatement");
         assert!(found.text().contains("SMART-on-FHIR"), "{base}");
+        // Inferno's STU1 discovery: the two documents agree, absent matching absent (conformance A4).
+        let smart = get(&format!("{base}/.well-known/smart-configuration"), &[]).await.unwrap().json().unwrap();
+        let security = &statement["rest"][0]["security"]["extension"];
+        let uris =
+            security.as_array().unwrap().iter().find(|one| one["url"].as_str().unwrap().ends_with("/oauth-uris"));
+        let uris = uris.unwrap()["extension"].as_array().unwrap();
+        for (uri, member) in [
+            ("authorize", "authorization_endpoint"),
+            ("token", "token_endpoint"),
+            ("introspect", "introspection_endpoint"),
+            ("revoke", "revocation_endpoint"),
+            ("manage", "management_endpoint"),
+            ("register", "registration_endpoint"),
+        ] {
+            let told = uris.iter().find(|one| one["url"] == uri).map(|one| &one["valueUri"]);
+            assert_eq!(told, smart.get(member), "{base}: {uri}");
+        }
         for ehr in world.ehrs.values() {
             assert!(!found.text().contains(&ehr.origin), "{base}: the EHR's URL shows");
         }
