@@ -50,24 +50,8 @@ impl<'a> Urls<'a> {
         }
     }
 
-    pub fn revoke(self) -> String {
-        format!("{}/oauth/revoke", self.public)
-    }
-
-    pub fn introspect(self) -> String {
-        format!("{}/oauth/introspect", self.public)
-    }
-
-    pub fn logout(self) -> String {
-        format!("{}/oauth/logout", self.public)
-    }
-
     pub fn jwks(self) -> String {
         format!("{}/oauth/jwks", self.public)
-    }
-
-    pub fn manage(self) -> String {
-        format!("{}/manage", self.public)
     }
 
     /// The issuer of our id_tokens, one for all bases.

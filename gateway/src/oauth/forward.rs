@@ -106,7 +106,7 @@ async fn open(oauth: &OAuth, id: &str) -> Result<Launch, PageFault> {
     let id = id.parse().map(LaunchId).map_err(|_| over())?;
     let launch = oauth.store.launch(id, oauth.clock.now()).await?.ok_or_else(over)?;
     match launch.step {
-        LaunchStep::Opened | LaunchStep::Choosing => Ok(launch),
+        LaunchStep::Opened => Ok(launch),
         _ => Err(over()),
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::{
-    clock::{SharedClock, Timestamp},
+    clock::SharedClock,
     entropy::{self, SharedEntropy},
     secret::{Secret, TokenHash},
     store::{AccessToken, GrantId, NewTokens, RefreshToken},
@@ -67,9 +67,5 @@ impl Mint {
             }),
         };
         Minted { access, refresh, stored, expires_in: order.access_lifetime }
-    }
-
-    pub fn now(&self) -> Timestamp {
-        self.clock.now()
     }
 }

@@ -53,10 +53,9 @@ ids! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LaunchStep {
-    /// The app's request was found good; the browser is not yet bound.
+    /// The app's request was found good; the browser is to show its cookie, the user may be asked for an
+    /// organization.
     Opened,
-    /// The user is asked for an organization.
-    Choosing,
     /// The browser is at the EHR.
     AtEhr,
     /// It has come back; the EHR's code is being exchanged.
@@ -69,7 +68,6 @@ impl LaunchStep {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Opened => "opened",
-            Self::Choosing => "choosing",
             Self::AtEhr => "at_ehr",
             Self::Returned => "returned",
             Self::Done => "done",

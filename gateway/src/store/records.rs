@@ -271,8 +271,8 @@ impl LaunchRow {
     pub(super) fn open(&self, sealer: &Sealer) -> StoreResult<Launch> {
         readable(LAUNCHES, self.format)?;
         let body: LaunchBody = sealer.open_json(launch_place(&self.id), &self.body)?;
-        use LaunchStep::{AtEhr, Choosing, Done, Opened, Returned};
-        let step = [Opened, Choosing, AtEhr, Returned, Done]
+        use LaunchStep::{AtEhr, Done, Opened, Returned};
+        let step = [Opened, AtEhr, Returned, Done]
             .into_iter()
             .find(|step| step.text() == self.step)
             .ok_or_else(|| corrupt(LAUNCHES, format_args!("the step {:?} is unknown", self.step)))?;
