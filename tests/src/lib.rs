@@ -5,4 +5,5 @@
 pub mod demo;
 pub mod ehr;
 pub mod harness;
+pub mod ports;
 pub mod sandbox;

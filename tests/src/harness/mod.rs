@@ -22,13 +22,16 @@ use hyper_util::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::ehr::{
-    auth::{
-        client::{Client, ClientAuth},
-        places::Host,
+use crate::{
+    ehr::{
+        auth::{
+            client::{Client, ClientAuth},
+            places::Host,
+        },
+        contract::Vendor,
+        server::{Options, Running, start},
     },
-    contract::Vendor,
-    server::{Options, Running, start},
+    ports::free_port,
 };
 
 /// The app that most tests use: public, with a redirect URI that nobody listens on.
@@ -245,10 +248,6 @@ impl Drop for Gateway {
         // The test is over either way.
         let _ = self.kill();
     }
-}
-
-pub fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The gateway's binary, built beside the test's own.

@@ -24,6 +24,7 @@ use url::Url;
 use crate::{
     demo,
     ehr::{auth::client::Use, server},
+    ports::free_port,
     sandbox::{
         config::{Addresses, Place},
         hospitals::{Filing, HOSPITALS},
@@ -213,9 +214,13 @@ async fn listen(port: u16) -> Result<TcpListener> {
 
 /// Mantel's configuration names its ports before it listens, so free ones are looked for here.
 async fn gateway_addresses(port: u16, admin_port: u16) -> Result<Addresses> {
-    let (main, admin) = (listen(port).await?, listen(admin_port).await?);
-    let (port, admin_port) = (main.local_addr()?.port(), admin.local_addr()?.port());
+    let (port, admin_port) = (free(port).await?, free(admin_port).await?);
     Ok(Addresses { public: format!("http://{GATEWAY_HOST}:{port}"), port, admin_port })
+}
+
+/// That port, if it can be listened on; 0: any.
+async fn free(port: u16) -> Result<u16> {
+    if port == 0 { free_port() } else { listen(port).await.map(|_| port) }
 }
 
 /// Files each app at each vendor's portal.

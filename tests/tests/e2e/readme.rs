@@ -5,7 +5,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use mantel_tests::harness::{binary, free_port, get};
+use mantel_tests::{
+    harness::{binary, get},
+    ports::free_port,
+};
 
 const README: &str = include_str!("../../../README.md");
 

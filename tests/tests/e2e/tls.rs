@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mantel_tests::harness::{binary, free_port, get};
+use mantel_tests::{
+    harness::{binary, get},
+    ports::free_port,
+};
 use rustls::{ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
