@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::SqliteConnection;
-
-use super::fault::OrFault as _;
+use super::{Connection, fault::OrFault as _};
 use crate::{
     clock::Timestamp,
     store::{
@@ -15,7 +13,7 @@ use crate::{
 
 /// The `sub` that stands under one of `names`, else `candidate` under the first.
 pub(super) async fn subject(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     names: Vec<[u8; 32]>,
     candidate: String,
     body: Vec<u8>,
@@ -46,7 +44,7 @@ pub(super) async fn subject(
     Ok(stored.map_or(candidate, |(sub,)| sub))
 }
 
-pub(super) async fn remember_jti(on: &mut SqliteConnection, hash: [u8; 32], until: Timestamp) -> StoreResult<bool> {
+pub(super) async fn remember_jti(on: &mut Connection, hash: [u8; 32], until: Timestamp) -> StoreResult<bool> {
     let stored = sqlx::query("INSERT INTO jtis (hash, expires) VALUES ($1, $2) ON CONFLICT (hash) DO NOTHING")
         .bind(hash.as_slice())
         .bind(until.0)
@@ -59,7 +57,7 @@ pub(super) async fn remember_jti(on: &mut SqliteConnection, hash: [u8; 32], unti
 /// Format, kid, creation, sealed key.
 pub(super) type KeyColumns = (i64, String, i64, Vec<u8>);
 
-pub(super) async fn signing_keys(on: &mut SqliteConnection) -> StoreResult<Vec<KeyColumns>> {
+pub(super) async fn signing_keys(on: &mut Connection) -> StoreResult<Vec<KeyColumns>> {
     sqlx::query_as("SELECT format, kid, created, pkcs8 FROM signing_keys ORDER BY created DESC, kid DESC")
         .fetch_all(on)
         .await
@@ -67,7 +65,7 @@ pub(super) async fn signing_keys(on: &mut SqliteConnection) -> StoreResult<Vec<K
 }
 
 pub(super) async fn add_signing_key(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     kid: String,
     created: Timestamp,
     sealed: Vec<u8>,
@@ -88,10 +86,7 @@ pub(super) async fn add_signing_key(
     signing_keys(on).await
 }
 
-pub(super) async fn add_revocations(
-    on: &mut SqliteConnection,
-    revocations: Vec<(Revocation, Vec<u8>)>,
-) -> StoreResult<()> {
+pub(super) async fn add_revocations(on: &mut Connection, revocations: Vec<(Revocation, Vec<u8>)>) -> StoreResult<()> {
     for (revocation, body) in revocations {
         sqlx::query(
             "INSERT INTO outbox (id, format, kind, not_before, attempts, body) \
@@ -111,11 +106,7 @@ pub(super) async fn add_revocations(
 
 type OutboxColumns = (Vec<u8>, i64, i64, i64, Vec<u8>);
 
-pub(super) async fn due_revocations(
-    on: &mut SqliteConnection,
-    now: Timestamp,
-    limit: u32,
-) -> StoreResult<Vec<OutboxRow>> {
+pub(super) async fn due_revocations(on: &mut Connection, now: Timestamp, limit: u32) -> StoreResult<Vec<OutboxRow>> {
     let rows: Vec<OutboxColumns> = sqlx::query_as(
         "SELECT id, format, not_before, attempts, body FROM outbox WHERE kind = 'revocation' AND not_before <= $1 \
          ORDER BY not_before, id LIMIT $2",
@@ -132,7 +123,7 @@ pub(super) async fn due_revocations(
 }
 
 pub(super) async fn settle_revocation(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     id: uuid::Uuid,
     again: Option<Timestamp>,
 ) -> StoreResult<()> {
@@ -182,7 +173,7 @@ const SWEEPS: [(&str, Duration); 7] = [
     ),
 ];
 
-pub(super) async fn sweep(on: &mut SqliteConnection, now: Timestamp) -> StoreResult<u64> {
+pub(super) async fn sweep(on: &mut Connection, now: Timestamp) -> StoreResult<u64> {
     let mut forgotten = 0;
     for (statement, memory) in SWEEPS {
         let done = sqlx::query(statement).bind(now.before(memory).0).execute(&mut *on).await.or_fault()?;
@@ -192,6 +183,6 @@ pub(super) async fn sweep(on: &mut SqliteConnection, now: Timestamp) -> StoreRes
 }
 
 /// Writes a page, so that a full or read-only disk is found.
-pub(super) async fn ping(on: &mut SqliteConnection) -> StoreResult<()> {
+pub(super) async fn ping(on: &mut Connection) -> StoreResult<()> {
     sqlx::query("UPDATE changes SET value = value WHERE one = 1").execute(on).await.map(drop).or_fault()
 }

@@ -1,8 +1,9 @@
 //! Codes and tokens of ours, by their hashes.
 
-use sqlx::{FromRow as _, Row as _, SqliteConnection};
+use sqlx::{FromRow as _, Row as _};
 
 use super::{
+    Connection,
     fault::OrFault as _,
     grants::{self, Revoke, grant_columns},
 };
@@ -19,7 +20,7 @@ use crate::{
 type CodeColumns = (i64, Vec<u8>, i64, Option<i64>, Vec<u8>);
 
 /// A code that has not expired, or that was redeemed: a second use of that is to be noticed.
-pub(super) async fn code(on: &mut SqliteConnection, hash: TokenHash, now: Timestamp) -> StoreResult<Option<CodeRow>> {
+pub(super) async fn code(on: &mut Connection, hash: TokenHash, now: Timestamp) -> StoreResult<Option<CodeRow>> {
     let found: Option<CodeColumns> = sqlx::query_as(
         "SELECT format, grant_id, expires, redeemed_at, body FROM codes \
          WHERE hash = $1 AND (expires > $2 OR redeemed_at IS NOT NULL)",
@@ -44,7 +45,7 @@ pub(super) enum Redeeming {
 type RedeemColumns = (Vec<u8>, i64, Option<i64>, Option<Vec<u8>>);
 
 pub(super) async fn redeem(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     sealer: &Sealer,
     hash: TokenHash,
     tokens: NewTokens,
@@ -84,12 +85,7 @@ pub(super) async fn redeem(
 }
 
 /// Stores new tokens; the access token belongs to the refresh token `beside`.
-async fn insert(
-    on: &mut SqliteConnection,
-    grant: GrantId,
-    tokens: &NewTokens,
-    beside: Option<TokenHash>,
-) -> StoreResult<()> {
+async fn insert(on: &mut Connection, grant: GrantId, tokens: &NewTokens, beside: Option<TokenHash>) -> StoreResult<()> {
     sqlx::query(
         "INSERT INTO access_tokens (hash, grant_id, refresh, reported, enforced, expires) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (hash) DO NOTHING",
@@ -118,7 +114,7 @@ async fn insert(
 }
 
 pub(super) async fn access(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     hash: TokenHash,
     now: Timestamp,
 ) -> StoreResult<Option<(AccessToken, GrantRow)>> {
@@ -146,7 +142,7 @@ pub(super) async fn access(
 }
 
 pub(super) async fn refresh(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     hash: TokenHash,
     now: Timestamp,
 ) -> StoreResult<Option<(i64, GrantRow)>> {
@@ -185,7 +181,7 @@ struct Standing {
 
 type StandingColumns = (Vec<u8>, i64, Option<i64>, Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>);
 
-async fn standing(on: &mut SqliteConnection, presented: TokenHash) -> StoreResult<Option<Standing>> {
+async fn standing(on: &mut Connection, presented: TokenHash) -> StoreResult<Option<Standing>> {
     let found: Option<StandingColumns> = sqlx::query_as(
         "SELECT grant_id, expires, superseded_at, successor, sealed_successor, grace_until FROM refresh_tokens \
          WHERE hash = $1",
@@ -212,7 +208,7 @@ pub(super) struct Rotation {
     pub now: Timestamp,
 }
 
-pub(super) async fn rotate(on: &mut SqliteConnection, sealer: &Sealer, with: Rotation) -> StoreResult<Rotating> {
+pub(super) async fn rotate(on: &mut Connection, sealer: &Sealer, with: Rotation) -> StoreResult<Rotating> {
     let Some(standing) = standing(on, with.presented).await?.filter(|it| it.expires > with.now.0) else {
         return Ok(Rotating::Unknown);
     };
@@ -241,7 +237,7 @@ pub(super) async fn rotate(on: &mut SqliteConnection, sealer: &Sealer, with: Rot
     Ok(Rotating::Replayed(id))
 }
 
-async fn supersede(on: &mut SqliteConnection, grant: GrantId, with: &Rotation) -> StoreResult<()> {
+async fn supersede(on: &mut Connection, grant: GrantId, with: &Rotation) -> StoreResult<()> {
     // That the presented token was used ends the grace of the one before it.
     used(on, with.presented).await?;
     let Some(refresh) = &with.tokens.refresh else {
@@ -264,7 +260,7 @@ async fn supersede(on: &mut SqliteConnection, grant: GrantId, with: &Rotation) -
 }
 
 /// Ends the grace of the predecessor of the refresh token that `token` is, or was given with.
-pub(super) async fn used(on: &mut SqliteConnection, token: TokenHash) -> StoreResult<()> {
+pub(super) async fn used(on: &mut Connection, token: TokenHash) -> StoreResult<()> {
     sqlx::query(
         "UPDATE refresh_tokens SET sealed_successor = NULL, grace_until = NULL WHERE sealed_successor IS NOT NULL \
          AND (successor = $1 OR successor = (SELECT refresh FROM access_tokens WHERE hash = $1))",
@@ -276,7 +272,7 @@ pub(super) async fn used(on: &mut SqliteConnection, token: TokenHash) -> StoreRe
     .or_fault()
 }
 
-pub(super) async fn owner(on: &mut SqliteConnection, token: TokenHash) -> StoreResult<Option<GrantRow>> {
+pub(super) async fn owner(on: &mut Connection, token: TokenHash) -> StoreResult<Option<GrantRow>> {
     sqlx::query_as(concat!(
         "SELECT ",
         grant_columns!(),

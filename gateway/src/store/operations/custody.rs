@@ -1,9 +1,7 @@
 //! Refreshes: intent and lease in one statement, results by compare-and-set on the generation that they
 //! consumed (`custody.md`, "One refresh at a time, everywhere").
 
-use sqlx::SqliteConnection;
-
-use super::{fault::OrFault as _, grants};
+use super::{Connection, fault::OrFault as _, grants};
 use crate::{
     clock::Timestamp,
     store::{
@@ -23,7 +21,7 @@ pub(super) enum Beginning {
 }
 
 pub(super) async fn begin(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     id: GrantId,
     generation: i64,
     owner: BootId,
@@ -47,12 +45,7 @@ pub(super) async fn begin(
     }
 }
 
-pub(super) async fn take_over(
-    on: &mut SqliteConnection,
-    id: GrantId,
-    seen: Lease,
-    owner: BootId,
-) -> StoreResult<Beginning> {
+pub(super) async fn take_over(on: &mut Connection, id: GrantId, seen: Lease, owner: BootId) -> StoreResult<Beginning> {
     sqlx::query(
         "UPDATE grants SET lease_owner = $1, fence = fence + 1, beat = 0 \
          WHERE id = $2 AND state = 'in_doubt' AND lease_owner = $3 AND fence = $4 AND beat = $5",
@@ -71,7 +64,7 @@ pub(super) async fn take_over(
 
 /// Why an intent was not written: what stands instead. `held`: whether its lease is to be waited for.
 async fn stands(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     id: GrantId,
     generation: Option<i64>,
     held: impl Fn(&Lease) -> bool + Send,
@@ -91,7 +84,7 @@ async fn stands(
     }
 }
 
-async fn lease(on: &mut SqliteConnection, id: GrantId) -> StoreResult<Option<Lease>> {
+async fn lease(on: &mut Connection, id: GrantId) -> StoreResult<Option<Lease>> {
     let found: Option<(Option<Vec<u8>>, i64, i64)> =
         sqlx::query_as("SELECT lease_owner, fence, beat FROM grants WHERE id = $1")
             .bind(id.0.as_bytes().as_slice())
@@ -102,7 +95,7 @@ async fn lease(on: &mut SqliteConnection, id: GrantId) -> StoreResult<Option<Lea
     Ok(Some(Lease { owner: BootId(records::id16("grants", &owner)?), fence, beat }))
 }
 
-pub(super) async fn beat(on: &mut SqliteConnection, id: GrantId, owner: BootId, fence: i64) -> StoreResult<bool> {
+pub(super) async fn beat(on: &mut Connection, id: GrantId, owner: BootId, fence: i64) -> StoreResult<bool> {
     let beaten = sqlx::query(
         "UPDATE grants SET beat = beat + 1 WHERE id = $1 AND lease_owner = $2 AND fence = $3 AND state = 'in_doubt'",
     )
@@ -123,7 +116,7 @@ pub(super) enum Finishing {
 }
 
 pub(super) async fn finish(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     sealer: &Sealer,
     id: GrantId,
     consumed: i64,
@@ -180,7 +173,7 @@ fn holds(sealer: &Sealer, row: &GrantRow, tokens: &EhrTokens) -> StoreResult<boo
     Ok(stored.access == tokens.access && stored.refresh == tokens.refresh && stored.received == tokens.received)
 }
 
-pub(super) async fn abandon(on: &mut SqliteConnection, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()> {
+pub(super) async fn abandon(on: &mut Connection, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()> {
     // The intent of the one try goes, the doubt before it stays; else the grant is as it was.
     let cleared = sqlx::query(
         "UPDATE grants SET retried_at = NULL, retried_by = NULL WHERE id = $1 AND generation = $2 \
@@ -209,7 +202,7 @@ pub(super) async fn abandon(on: &mut SqliteConnection, id: GrantId, consumed: i6
 }
 
 pub(super) async fn retry(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     id: GrantId,
     generation: i64,
     owner: BootId,

@@ -1,8 +1,8 @@
 //! Grants: made, found, ended.
 
-use sqlx::{FromRow, Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{FromRow, Row as _};
 
-use super::{fault::OrFault as _, launches, misc};
+use super::{Connection, Row, fault::OrFault as _, launches, misc};
 use crate::{
     clock::Timestamp,
     secret::TokenHash,
@@ -21,8 +21,8 @@ macro_rules! grant_columns {
 }
 pub(super) use grant_columns;
 
-impl FromRow<'_, SqliteRow> for GrantRow {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+impl FromRow<'_, Row> for GrantRow {
+    fn from_row(row: &Row) -> Result<Self, sqlx::Error> {
         Ok(Self {
             id: row.try_get("id")?,
             format: row.try_get("format")?,
@@ -56,7 +56,7 @@ pub(super) struct NewGrant {
     pub launch: LaunchId,
 }
 
-pub(super) async fn create(on: &mut SqliteConnection, sealer: &Sealer, new: NewGrant) -> StoreResult<()> {
+pub(super) async fn create(on: &mut Connection, sealer: &Sealer, new: NewGrant) -> StoreResult<()> {
     let grant = &new.grant;
     let inserted = sqlx::query(
         "INSERT INTO grants (id, format, app, site, registration, fingerprint, created, identity, state, generation, \
@@ -106,7 +106,7 @@ pub(super) async fn create(on: &mut SqliteConnection, sealer: &Sealer, new: NewG
     Ok(())
 }
 
-pub(super) async fn by_id(on: &mut SqliteConnection, id: GrantId) -> StoreResult<Option<GrantRow>> {
+pub(super) async fn by_id(on: &mut Connection, id: GrantId) -> StoreResult<Option<GrantRow>> {
     sqlx::query_as(concat!("SELECT ", grant_columns!(), " FROM grants g WHERE g.id = $1"))
         .bind(id.0.as_bytes().as_slice())
         .fetch_optional(on)
@@ -114,7 +114,7 @@ pub(super) async fn by_id(on: &mut SqliteConnection, id: GrantId) -> StoreResult
         .or_fault()
 }
 
-pub(super) async fn after(on: &mut SqliteConnection, after: Option<GrantId>, limit: u32) -> StoreResult<Vec<GrantRow>> {
+pub(super) async fn after(on: &mut Connection, after: Option<GrantId>, limit: u32) -> StoreResult<Vec<GrantRow>> {
     // The nil UUID is nobody's, so that it comes before all.
     let after = after.map_or([0; 16], |id| id.0.into_bytes());
     sqlx::query_as(concat!(
@@ -130,7 +130,7 @@ pub(super) async fn after(on: &mut SqliteConnection, after: Option<GrantId>, lim
 }
 
 /// Live, in doubt, ended.
-pub(super) async fn count(on: &mut SqliteConnection) -> StoreResult<[u64; 3]> {
+pub(super) async fn count(on: &mut Connection) -> StoreResult<[u64; 3]> {
     let counted: Vec<(String, i64)> =
         sqlx::query_as("SELECT state, COUNT(*) FROM grants GROUP BY state").fetch_all(on).await.or_fault()?;
     let of = |state: &str| {
@@ -149,7 +149,7 @@ pub(super) enum Revoke {
 
 /// Ends a grant with all that hangs on it. False: it had ended, or its generation is not `consumed`.
 pub(super) async fn end(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     sealer: &Sealer,
     id: GrantId,
     reason: EndReason,
@@ -210,7 +210,7 @@ pub(super) async fn end(
     Ok(true)
 }
 
-pub(super) async fn ended_since(on: &mut SqliteConnection, since: i64) -> StoreResult<(i64, Vec<GrantId>)> {
+pub(super) async fn ended_since(on: &mut Connection, since: i64) -> StoreResult<(i64, Vec<GrantId>)> {
     // One statement, hence one snapshot: the counter belongs to the list.
     let rows: Vec<(i64, Option<Vec<u8>>)> = sqlx::query_as(
         "SELECT c.value, g.id FROM changes c LEFT JOIN grants g ON g.change > $1 WHERE c.one = 1 ORDER BY g.change",

@@ -1,8 +1,6 @@
 //! Authorizations in flight.
 
-use sqlx::SqliteConnection;
-
-use super::fault::OrFault as _;
+use super::{Connection, fault::OrFault as _};
 use crate::{
     clock::Timestamp,
     secret::TokenHash,
@@ -13,7 +11,7 @@ use crate::{
 };
 
 pub(super) async fn keep_ehr(
-    on: &mut SqliteConnection,
+    on: &mut Connection,
     ours: TokenHash,
     expires: Timestamp,
     body: Vec<u8>,
@@ -32,7 +30,7 @@ pub(super) async fn keep_ehr(
     .or_fault()
 }
 
-pub(super) async fn take_ehr(on: &mut SqliteConnection, ours: TokenHash) -> StoreResult<Option<(i64, i64, Vec<u8>)>> {
+pub(super) async fn take_ehr(on: &mut Connection, ours: TokenHash) -> StoreResult<Option<(i64, i64, Vec<u8>)>> {
     sqlx::query_as("DELETE FROM ehr_launches WHERE hash = $1 RETURNING format, expires, body")
         .bind(ours.0.as_slice())
         .fetch_optional(on)
@@ -55,7 +53,7 @@ impl NewLaunch {
     }
 }
 
-pub(super) async fn open(on: &mut SqliteConnection, launch: NewLaunch) -> StoreResult<()> {
+pub(super) async fn open(on: &mut Connection, launch: NewLaunch) -> StoreResult<()> {
     sqlx::query(
         "INSERT INTO launches (id, format, step, ehr_state, expires, body) VALUES ($1, $2, $3, $4, $5, $6) \
          ON CONFLICT (id) DO NOTHING",
@@ -78,7 +76,7 @@ fn row((id, format, step, expires, body): Columns) -> LaunchRow {
     LaunchRow { id, format, step, expires, body }
 }
 
-pub(super) async fn by_id(on: &mut SqliteConnection, id: LaunchId, now: Timestamp) -> StoreResult<Option<LaunchRow>> {
+pub(super) async fn by_id(on: &mut Connection, id: LaunchId, now: Timestamp) -> StoreResult<Option<LaunchRow>> {
     let found: Option<Columns> =
         sqlx::query_as("SELECT id, format, step, expires, body FROM launches WHERE id = $1 AND expires > $2")
             .bind(id.0.as_bytes().as_slice())
@@ -89,7 +87,7 @@ pub(super) async fn by_id(on: &mut SqliteConnection, id: LaunchId, now: Timestam
     Ok(found.map(row))
 }
 
-pub(super) async fn advance(on: &mut SqliteConnection, from: LaunchStep, launch: NewLaunch) -> StoreResult<bool> {
+pub(super) async fn advance(on: &mut Connection, from: LaunchStep, launch: NewLaunch) -> StoreResult<bool> {
     let changed = sqlx::query(
         "UPDATE launches SET format = $1, step = $2, ehr_state = $3, expires = $4, body = $5 \
          WHERE id = $6 AND step = $7",
@@ -107,11 +105,7 @@ pub(super) async fn advance(on: &mut SqliteConnection, from: LaunchStep, launch:
     Ok(changed.rows_affected() == 1)
 }
 
-pub(super) async fn returned(
-    on: &mut SqliteConnection,
-    state: TokenHash,
-    now: Timestamp,
-) -> StoreResult<Option<LaunchRow>> {
+pub(super) async fn returned(on: &mut Connection, state: TokenHash, now: Timestamp) -> StoreResult<Option<LaunchRow>> {
     let found: Option<Columns> = sqlx::query_as(
         "UPDATE launches SET step = $1 WHERE ehr_state = $2 AND step = $3 AND expires > $4 \
          RETURNING id, format, step, expires, body",
@@ -126,7 +120,7 @@ pub(super) async fn returned(
     Ok(found.map(row))
 }
 
-pub(super) async fn done(on: &mut SqliteConnection, id: LaunchId) -> StoreResult<()> {
+pub(super) async fn done(on: &mut Connection, id: LaunchId) -> StoreResult<()> {
     sqlx::query("UPDATE launches SET step = $1 WHERE id = $2")
         .bind(LaunchStep::Done.text())
         .bind(id.0.as_bytes().as_slice())

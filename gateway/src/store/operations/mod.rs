@@ -1,0 +1,326 @@
+//! The store's operations, in SQL that both engines speak.
+//!
+//! Each engine includes this module by its path and names, beside it, its `Connection` and `Row`, its `fault`s and its
+//! `Backend`, whose `engine` runs an operation in one transaction.
+
+mod custody;
+mod grants;
+mod launches;
+mod misc;
+mod tokens;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mantel_adapters::site::SiteId;
+use zeroize::Zeroizing;
+
+use self::{
+    custody::{Beginning, Finishing},
+    grants::{NewGrant, Revoke},
+    launches::NewLaunch,
+    tokens::{Redeeming, Rotating, Rotation},
+};
+use super::{Backend, Connection, Row, fault};
+use crate::{
+    clock::Timestamp,
+    secret::{Secret, TokenHash},
+    store::{
+        records::{self, GrantRow},
+        *,
+    },
+};
+
+impl Backend {
+    fn opened(&self, row: Option<GrantRow>) -> StoreResult<Option<Grant>> {
+        row.map(|row| row.open(&self.sealer)).transpose()
+    }
+
+    fn boxed(&self, row: &GrantRow) -> StoreResult<Box<Grant>> {
+        row.open(&self.sealer).map(Box::new)
+    }
+
+    fn begun(&self, beginning: Beginning) -> StoreResult<Begun> {
+        Ok(match beginning {
+            Beginning::Won { fence } => Begun::Won { fence },
+            Beginning::Lost(lease) => Begun::Lost(lease),
+            Beginning::InDoubt { since, retried } => Begun::InDoubt { since, retried },
+            Beginning::Moved(row) => Begun::Moved(self.boxed(&row)?),
+            Beginning::Ended(reason) => Begun::Ended(reason),
+        })
+    }
+
+    fn new_launch(&self, launch: &Launch) -> StoreResult<NewLaunch> {
+        Ok(NewLaunch {
+            id: launch.id,
+            step: launch.step,
+            ehr_state: launch.ehr.as_ref().map(|ehr| ehr.state),
+            expires: launch.expires,
+            body: records::seal_launch(&self.sealer, launch)?,
+        })
+    }
+
+    fn sealed(&self, revocations: &[Revocation]) -> StoreResult<Vec<(Revocation, Vec<u8>)>> {
+        let seal = |it: &Revocation| Ok((it.clone(), records::seal_revocation(&self.sealer, it)?));
+        revocations.iter().map(seal).collect()
+    }
+
+    fn keys(&self, rows: Vec<misc::KeyColumns>) -> StoreResult<Vec<SigningKey>> {
+        let open = |(format, kid, created, sealed): misc::KeyColumns| {
+            records::readable("signing_keys", format)?;
+            let pkcs8 = self.sealer.open(records::key_place(&kid), &sealed)?;
+            Ok(SigningKey { pkcs8: Secret::new(pkcs8.to_vec()), created: Timestamp(created), kid })
+        };
+        rows.into_iter().map(open).collect()
+    }
+}
+
+/// Runs an operation of a family: its arguments move into the task that owns the connection.
+macro_rules! on {
+    ($self:ident.$engine:ident, $($family:ident)::+($($argument:expr),*)) => {
+        $self.engine.$engine(move |on| Box::pin($($family)::+(on, $($argument),*)))
+    };
+}
+
+#[async_trait]
+impl Store for Backend {
+    async fn keep_ehr_launch(&self, ours: TokenHash, launch: &EhrLaunch) -> StoreResult<()> {
+        let body = records::seal_ehr_launch(&self.sealer, ours, launch)?;
+        let expires = launch.expires;
+        on!(self.write, launches::keep_ehr(ours, expires, body)).await
+    }
+
+    async fn take_ehr_launch(&self, ours: TokenHash, now: Timestamp) -> StoreResult<Option<EhrLaunch>> {
+        let Some((format, expires, body)) = on!(self.write, launches::take_ehr(ours)).await? else { return Ok(None) };
+        let launch = records::open_ehr_launch(&self.sealer, ours, format, expires, &body)?;
+        Ok(Some(launch).filter(|launch| launch.expires > now))
+    }
+
+    async fn open_launch(&self, launch: &Launch) -> StoreResult<()> {
+        let launch = self.new_launch(launch)?;
+        on!(self.write, launches::open(launch)).await
+    }
+
+    async fn launch(&self, id: LaunchId, now: Timestamp) -> StoreResult<Option<Launch>> {
+        let row = on!(self.read, launches::by_id(id, now)).await?;
+        row.map(|row| row.open(&self.sealer)).transpose()
+    }
+
+    async fn advance_launch(&self, from: LaunchStep, launch: &Launch) -> StoreResult<bool> {
+        let launch = self.new_launch(launch)?;
+        on!(self.write, launches::advance(from, launch)).await
+    }
+
+    async fn return_launch(&self, state: TokenHash, now: Timestamp) -> StoreResult<Option<Launch>> {
+        let row = on!(self.write, launches::returned(state, now)).await?;
+        row.map(|row| row.open(&self.sealer)).transpose()
+    }
+
+    async fn create_grant(&self, grant: &Grant, code: TokenHash, record: &Code, launch: LaunchId) -> StoreResult<()> {
+        let new = NewGrant {
+            facts: records::seal_facts(&self.sealer, grant.id, &grant.facts)?,
+            tokens: records::seal_tokens(&self.sealer, grant.id, &grant.tokens, None)?,
+            identity: records::identity(&self.sealer, grant),
+            grant: grant.clone(),
+            code,
+            code_expires: record.expires,
+            code_body: records::seal_code(&self.sealer, code, record)?,
+            launch,
+        };
+        let sealer = self.sealer.clone();
+        self.engine.write(move |on| Box::pin(async move { grants::create(on, &sealer, new).await })).await
+    }
+
+    async fn code(&self, code: TokenHash, now: Timestamp) -> StoreResult<Option<Code>> {
+        let row = on!(self.read, tokens::code(code, now)).await?;
+        row.map(|row| row.open(&self.sealer, code)).transpose()
+    }
+
+    async fn redeem_code(&self, code: TokenHash, tokens: &NewTokens, now: Timestamp) -> StoreResult<Redeemed> {
+        let (sealer, tokens) = (self.sealer.clone(), tokens.clone());
+        let redeeming = self
+            .engine
+            .write(move |on| Box::pin(async move { tokens::redeem(on, &sealer, code, tokens, now).await }))
+            .await?;
+        Ok(match redeeming {
+            Redeeming::Now(row) => Redeemed::Now(self.boxed(&row)?),
+            Redeeming::Replayed(id) => Redeemed::Replayed(id),
+            Redeeming::Unknown => Redeemed::Unknown,
+            Redeeming::Ended(reason) => Redeemed::Ended(reason),
+        })
+    }
+
+    async fn access_token(&self, token: TokenHash, now: Timestamp) -> StoreResult<Option<(AccessToken, Grant)>> {
+        let Some((token, row)) = on!(self.read, tokens::access(token, now)).await? else { return Ok(None) };
+        Ok(Some((token, row.open(&self.sealer)?)))
+    }
+
+    async fn refresh_token(&self, token: TokenHash, now: Timestamp) -> StoreResult<Option<Presented>> {
+        let Some((expires, row)) = on!(self.read, tokens::refresh(token, now)).await? else { return Ok(None) };
+        Ok(Some(Presented { grant: self.boxed(&row)?, expires: Timestamp(expires) }))
+    }
+
+    async fn rotate_app_token(
+        &self,
+        presented: TokenHash,
+        tokens: &NewTokens,
+        successor: &SealedSuccessor,
+        grace: Duration,
+        now: Timestamp,
+    ) -> StoreResult<Rotated> {
+        let with = Rotation {
+            presented,
+            tokens: tokens.clone(),
+            successor: successor.clone(),
+            grace_until: now.after(grace),
+            now,
+        };
+        let sealer = self.sealer.clone();
+        let rotating =
+            self.engine.write(move |on| Box::pin(async move { tokens::rotate(on, &sealer, with).await })).await?;
+        Ok(match rotating {
+            Rotating::Now(row) => Rotated::Now(self.boxed(&row)?),
+            Rotating::Again { grant, successor } => Rotated::Again { grant: self.boxed(&grant)?, successor },
+            Rotating::Replayed(id) => Rotated::Replayed(id),
+            Rotating::Unknown => Rotated::Unknown,
+            Rotating::Ended(reason) => Rotated::Ended(reason),
+        })
+    }
+
+    async fn successor_used(&self, token: TokenHash) -> StoreResult<()> {
+        on!(self.write, tokens::used(token)).await
+    }
+
+    async fn token_owner(&self, token: TokenHash) -> StoreResult<Option<Grant>> {
+        self.opened(on!(self.read, tokens::owner(token)).await?)
+    }
+
+    async fn grant(&self, id: GrantId) -> StoreResult<Option<Grant>> {
+        self.opened(on!(self.read, grants::by_id(id)).await?)
+    }
+
+    async fn end_grant(
+        &self,
+        id: GrantId,
+        reason: EndReason,
+        consumed: Option<i64>,
+        revocations: &[Revocation],
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        let these = Revoke::These(self.sealed(revocations)?);
+        let sealer = self.sealer.clone();
+        self.engine
+            .write(move |on| Box::pin(async move { grants::end(on, &sealer, id, reason, consumed, these, now).await }))
+            .await
+    }
+
+    async fn grants_after(&self, after: Option<GrantId>, limit: u32) -> StoreResult<Vec<Grant>> {
+        let rows = on!(self.read, grants::after(after, limit)).await?;
+        let open = |row: &GrantRow| match row.open(&self.sealer) {
+            // One record that cannot be read must not keep the others from being refreshed.
+            Err(StoreError::Corrupt(what)) => {
+                tracing::error!(grant = %uuid::Uuid::from_slice(&row.id).unwrap_or_default(), what, "it is passed over");
+                None
+            }
+            other => Some(other),
+        };
+        rows.iter().filter_map(open).collect()
+    }
+
+    async fn count_grants(&self) -> StoreResult<[u64; 3]> {
+        on!(self.read, grants::count()).await
+    }
+
+    async fn begin_refresh(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<Begun> {
+        self.begun(on!(self.write, custody::begin(id, generation, owner, now)).await?)
+    }
+
+    async fn take_over(&self, id: GrantId, seen: Lease, owner: BootId, _now: Timestamp) -> StoreResult<Begun> {
+        self.begun(on!(self.write, custody::take_over(id, seen, owner)).await?)
+    }
+
+    async fn beat(&self, id: GrantId, owner: BootId, fence: i64) -> StoreResult<bool> {
+        on!(self.write, custody::beat(id, owner, fence)).await
+    }
+
+    async fn finish_refresh(
+        &self,
+        id: GrantId,
+        consumed: i64,
+        tokens: &EhrTokens,
+        facts: Option<&GrantFacts>,
+        _now: Timestamp,
+    ) -> StoreResult<Finished> {
+        let (sealer, tokens, facts) = (self.sealer.clone(), tokens.clone(), facts.cloned());
+        let finishing = self
+            .engine
+            .write(move |on| {
+                Box::pin(async move { custody::finish(on, &sealer, id, consumed, &tokens, facts.as_ref()).await })
+            })
+            .await?;
+        Ok(match finishing {
+            Finishing::Stored(row) => Finished::Stored(self.boxed(&row)?),
+            Finishing::Moved(row) => Finished::Moved(self.boxed(&row)?),
+            Finishing::Ended(reason) => Finished::Ended(reason),
+        })
+    }
+
+    async fn abandon_refresh(&self, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()> {
+        on!(self.write, custody::abandon(id, consumed, owner)).await
+    }
+
+    async fn retry_in_doubt(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<bool> {
+        on!(self.write, custody::retry(id, generation, owner, now)).await
+    }
+
+    async fn ended_since(&self, since: i64) -> StoreResult<(i64, Vec<GrantId>)> {
+        on!(self.read, grants::ended_since(since)).await
+    }
+
+    async fn subject(&self, site: &SiteId, ehr_subject: &str, candidate: &str) -> StoreResult<String> {
+        let names = self.sealer.names("subject", &[site.as_str().as_bytes(), ehr_subject.as_bytes()]);
+        let Some(first) = names.first() else { return Ok(candidate.to_owned()) };
+        let body = self.sealer.seal_json(records::subject_place(first), &(site, ehr_subject))?;
+        let candidate = candidate.to_owned();
+        on!(self.write, misc::subject(names, candidate, body)).await
+    }
+
+    async fn remember_jti(&self, issuer: &str, jti: &str, until: Timestamp) -> StoreResult<bool> {
+        let hash = TokenHash::of(&format!("{}|{issuer}|{jti}", issuer.len())).0;
+        on!(self.write, misc::remember_jti(hash, until)).await
+    }
+
+    async fn signing_keys(&self) -> StoreResult<Vec<SigningKey>> {
+        self.keys(on!(self.read, misc::signing_keys()).await?)
+    }
+
+    async fn add_signing_key(&self, key: &SigningKey, unless_younger_than: Timestamp) -> StoreResult<Vec<SigningKey>> {
+        let plain = Zeroizing::new(key.pkcs8.expose().clone());
+        let sealed = self.sealer.seal(records::key_place(&key.kid), plain)?;
+        let (kid, created) = (key.kid.clone(), key.created);
+        self.keys(on!(self.write, misc::add_signing_key(kid, created, sealed, unless_younger_than)).await?)
+    }
+
+    async fn add_revocations(&self, revocations: &[Revocation]) -> StoreResult<()> {
+        let sealed = self.sealed(revocations)?;
+        on!(self.write, misc::add_revocations(sealed)).await
+    }
+
+    async fn due_revocations(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>> {
+        let rows = on!(self.read, misc::due_revocations(now, limit)).await?;
+        rows.iter().map(|row| row.open(&self.sealer)).collect()
+    }
+
+    async fn settle_revocation(&self, id: uuid::Uuid, again: Option<Timestamp>) -> StoreResult<()> {
+        on!(self.write, misc::settle_revocation(id, again)).await
+    }
+
+    async fn sweep(&self, now: Timestamp) -> StoreResult<u64> {
+        on!(self.write, misc::sweep(now)).await
+    }
+
+    async fn ping(&self) -> StoreResult<()> {
+        on!(self.write, misc::ping()).await?;
+        on!(self.read, grants::ended_since(i64::MAX)).await.map(drop)
+    }
+}
