@@ -153,6 +153,21 @@ pub trait Store: Send + Sync {
     /// `i64::MAX`: the counter alone, to begin with.
     async fn ended_since(&self, since: i64) -> StoreResult<(i64, Vec<GrantId>)>;
 
+    // ---- the processes ----
+
+    /// Raises this process's beat and says what it holds; all that have shown themselves, this one too.
+    /// Those last seen before `gone_before` are taken off the list.
+    async fn show_replica(
+        &self,
+        me: BootId,
+        facts: &ReplicaFacts,
+        gone_before: Timestamp,
+        now: Timestamp,
+    ) -> StoreResult<Vec<Replica>>;
+
+    /// Takes a process that stops off the list.
+    async fn forget_replica(&self, boot: BootId) -> StoreResult<()>;
+
     // ---- the rest ----
 
     /// Our `sub` for an EHR's subject at a site: the first `candidate` that was stored.

@@ -411,3 +411,26 @@ pub struct SigningKey {
     pub pkcs8: Secret<Vec<u8>>,
     pub created: Timestamp,
 }
+
+// ---- processes -------------------------------------------------------------------------------------
+
+/// A gateway process as it shows itself to the others. It lives while its beat rises, by the watcher's
+/// own monotonic clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    pub boot: BootId,
+    pub beat: i64,
+    pub facts: ReplicaFacts,
+}
+
+/// What the other processes must know of one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReplicaFacts {
+    /// Of the binary.
+    pub version: String,
+    /// Ids of the seal keys that it can read.
+    pub seal_keys: Vec<String>,
+    /// The id of the one that it writes with.
+    pub writes_with: String,
+}

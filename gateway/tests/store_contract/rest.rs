@@ -1,7 +1,7 @@
 use futures_util::future::join_all;
 use mantel::{
     clock::Timestamp,
-    store::{EndReason, SigningKey, Store},
+    store::{EndReason, ReplicaFacts, SigningKey, Store},
 };
 use mantel_adapters::site::SiteId;
 
@@ -95,6 +95,27 @@ pub async fn what_expired_is_forgotten(store: &dyn Store) {
 
 pub async fn it_answers(store: &dyn Store) {
     store.ping().await.unwrap();
+}
+
+pub async fn replicas_see_each_other(store: &dyn Store) {
+    let facts = |key: &str| ReplicaFacts {
+        version: "1".into(),
+        seal_keys: vec!["old".into(), key.into()],
+        writes_with: key.into(),
+    };
+    let (one, two) = (boot(), boot());
+    store.show_replica(one, &facts("a"), at(-60), at(0)).await.unwrap();
+    store.show_replica(two, &facts("b"), at(-60), at(0)).await.unwrap();
+    let seen = store.show_replica(one, &facts("c"), at(-60), at(1)).await.unwrap();
+    let of = |boot| seen.iter().find(|it| it.boot == boot).unwrap();
+    assert_eq!((seen.len(), of(one).beat, of(two).beat), (2, 2, 1));
+    assert_eq!((&of(one).facts, &of(two).facts), (&facts("c"), &facts("b")));
+    // Who was not seen for long goes; so does who says so.
+    let seen = store.show_replica(one, &facts("c"), at(1), at(61)).await.unwrap();
+    assert_eq!(seen.iter().map(|it| it.boot).collect::<Vec<_>>(), [one]);
+    store.forget_replica(one).await.unwrap();
+    let seen = store.show_replica(two, &facts("b"), at(1), at(61)).await.unwrap();
+    assert_eq!(seen.iter().map(|it| (it.boot, it.beat)).collect::<Vec<_>>(), [(two, 1)]);
 }
 
 /// More than a group, more than a reader each: all are answered, all are there.

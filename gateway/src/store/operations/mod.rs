@@ -7,6 +7,7 @@ mod custody;
 mod grants;
 mod launches;
 mod misc;
+mod replicas;
 mod tokens;
 
 use std::time::Duration;
@@ -275,6 +276,21 @@ impl Store for Backend {
 
     async fn ended_since(&self, since: i64) -> StoreResult<(i64, Vec<GrantId>)> {
         on!(self.read, grants::ended_since(since)).await
+    }
+
+    async fn show_replica(
+        &self,
+        me: BootId,
+        facts: &ReplicaFacts,
+        gone_before: Timestamp,
+        now: Timestamp,
+    ) -> StoreResult<Vec<Replica>> {
+        let facts = facts.clone();
+        on!(self.write, replicas::show(me, facts, gone_before, now)).await
+    }
+
+    async fn forget_replica(&self, boot: BootId) -> StoreResult<()> {
+        on!(self.write, replicas::forget(boot)).await
     }
 
     async fn subject(&self, site: &SiteId, ehr_subject: &str, candidate: &str) -> StoreResult<String> {

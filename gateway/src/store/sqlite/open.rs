@@ -19,10 +19,13 @@ use crate::store::{StoreError, StoreResult, records, sealing::Sealer};
 
 /// The migrations that this binary knows, oldest first. They only add (`tests/store.rs` holds that), so
 /// that a binary of the level before goes on working beside and after this one.
-pub const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "begin", include_str!("../migrations/sqlite/0001_begin.sql"))];
+pub const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "begin", include_str!("../migrations/sqlite/0001_begin.sql")),
+    (2, "replicas", include_str!("../migrations/sqlite/0002_replicas.sql")),
+];
 
 /// This binary's level: a schema may ask for a later one in `min_binary`.
-pub const BINARY: i64 = 1;
+pub const BINARY: i64 = 2;
 
 /// Held while the store is open.
 pub(super) struct Lock {
