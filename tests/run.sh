@@ -34,6 +34,9 @@ fi
 
 missing_command() { ! command -v "$1" >/dev/null; }
 
+# Debian keeps them out of PATH.
+postgres_binaries() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || ! missing_command initdb; }
+
 chromium_path() {
     local name
     for name in chromium chromium-browser google-chrome google-chrome-stable; do
@@ -51,6 +54,10 @@ install_packages() {
     # A test runs the README's production commands, openssl among them.
     if missing_command openssl; then
         packages+=(openssl)
+    fi
+    # Several gateways share a store on it.
+    if ! postgres_binaries; then
+        packages+=(postgresql)
     fi
     if $browser && ! chromium_path >/dev/null; then
         packages+=(chromium)

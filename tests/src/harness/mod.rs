@@ -2,6 +2,7 @@
 //! in TOML, real sockets. For end-to-end tests.
 
 pub mod app;
+pub mod postgres;
 
 use std::{
     collections::BTreeMap,
