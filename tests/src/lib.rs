@@ -2,6 +2,7 @@
 //!
 //! [`ehr`] shares no code with the gateway: a shared bug must not hide.
 
+pub mod custody;
 pub mod demo;
 pub mod ehr;
 pub mod harness;

@@ -1,0 +1,5 @@
+//! Custody and the store by themselves, without the rest of a gateway: killed many times ([`interrupt`]) and
+//! measured at size ([`bench`]).
+
+pub mod grants;
+pub mod interrupt;
