@@ -1,6 +1,7 @@
 //! The composition root: from a checked configuration to a running gateway.
 
 mod collector;
+mod open_store;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,10 +16,11 @@ use mantel_adapters::{
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use self::open_store::open_store;
 use crate::{
     admin::Admin,
     clock::{SharedClock, SystemClock},
-    config::{Config, CustodyMode, StoreUrl},
+    config::{Config, CustodyMode},
     custody::{
         Custody, CustodyContext, CustodyEvents, GrantPolicy, Policies, RefreshAnswer, RefreshOutcome, SessionLimits,
         TokenEndpoint,
@@ -35,8 +37,8 @@ use crate::{
     secret::Secret,
     session::{Bearers, Mint, Signer},
     store::{
-        BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, Revocation, SharedStore, StoreError,
-        sealing::Sealer, sqlite::Sqlite,
+        BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, Revocation, Schema, SharedStore, StoreError,
+        sealing::Sealer,
     },
     telemetry::{AccessLog, Metrics, traces::Traces},
     upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome},
@@ -49,6 +51,8 @@ pub struct Ports {
     pub roots: Roots,
     /// Where access log lines go.
     pub access_log: Box<dyn std::io::Write + Send>,
+    /// What this binary knows of the store's tables; a later one's, in tests of rolling upgrades.
+    pub schema: Schema,
 }
 
 impl Ports {
@@ -59,6 +63,7 @@ impl Ports {
             entropy: Arc::new(SystemEntropy::new()),
             roots: Roots::native(),
             access_log: Box::new(std::io::stdout()),
+            schema: Schema::default(),
         }
     }
 }
@@ -85,7 +90,7 @@ pub struct Running {
     end: CancellationToken,
     edge: JoinHandle<anyhow::Result<()>>,
     custody: Custody,
-    store: Arc<Sqlite>,
+    store: SharedStore,
     log: Arc<AccessLog>,
 }
 
@@ -135,19 +140,12 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
 
-    let Ports { clock, entropy, roots, access_log } = ports;
+    let Ports { clock, entropy, roots, access_log, schema } = ports;
     let handle = Handle::current();
     let metrics = Metrics::new()?;
     let sealer = Arc::new(Sealer::new(&config.store.seal)?);
-    let path = match &config.store.url {
-        StoreUrl::Sqlite(path) => path.as_deref(),
-        StoreUrl::Postgres(_) => {
-            anyhow::bail!("store.url: PostgreSQL is not served by this version; expected sqlite:///path")
-        }
-    };
     let pages = Arc::new(Pages::new(&sealer.derive("paging links")));
-    let sqlite = Arc::new(Sqlite::open(path, sealer).await.context("the store cannot be opened")?);
-    let store: SharedStore = sqlite.clone();
+    let store = open_store(&config.store.url, sealer, &schema).await.context("the store cannot be opened")?;
     let listener = listen::bind(config.server.listen).await?;
     let admin_listener = listen::bind(config.server.admin_listen).await?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -243,7 +241,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     };
     let edge = tokio::spawn(listen::serve(listener, workers, make, settings, stop.clone()));
     tracing::info!(%address, %admin_address, workers, "serving");
-    Ok(Running { address, admin_address, stop, end, edge, custody, store: sqlite, log })
+    Ok(Running { address, admin_address, stop, end, edge, custody, store, log })
 }
 
 /// Data-plane workers: one a core.

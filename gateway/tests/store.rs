@@ -16,9 +16,9 @@ use mantel::{
     config::SealKey,
     secret::Secret,
     store::{
-        Begun, EndReason, Finished, GrantId, GrantState, Store, StoreError,
+        Begun, EndReason, Finished, GrantId, GrantState, STEPS, Store, StoreError,
         sealing::{Sealer, seal_successor},
-        sqlite::{BINARY, MIGRATIONS, Sqlite},
+        sqlite::Sqlite,
     },
 };
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -333,11 +333,18 @@ fn migrations_only_add() {
         assert!(takes_away(bad).is_some(), "{bad}");
     }
     assert_eq!(takes_away("-- DROP\nALTER TABLE x ADD COLUMN y TEXT NOT NULL DEFAULT '';"), None);
-    for (version, name, text) in MIGRATIONS {
-        assert_eq!(takes_away(text), None, "migration {version} ({name})");
+    for step in STEPS {
+        for text in [step.sqlite, step.postgres] {
+            assert_eq!(takes_away(text), None, "migration {} ({})", step.version, step.name);
+        }
     }
-    let versions: Vec<_> = MIGRATIONS.iter().map(|(version, ..)| *version).collect();
-    assert_eq!(versions, (1..=BINARY).collect::<Vec<_>>(), "a binary's level is its last migration");
+    let versions: Vec<_> = STEPS.iter().map(|step| step.version).collect();
+    assert_eq!(versions, (1..).take(STEPS.len()).collect::<Vec<_>>());
+    // Each file is a step's.
+    for dialect in ["sqlite", "postgres"] {
+        let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/migrations").join(dialect);
+        assert_eq!(std::fs::read_dir(files).unwrap().count(), STEPS.len(), "{dialect}");
+    }
 }
 
 // ---- kill -9 -----------------------------------------------------------------------------------------

@@ -215,7 +215,6 @@ fn store_url(context: &Context<'_>, given: &Given<&Value>, text: &str) -> Option
                     "sslmode is not verify-full: the connection to the database can be read and changed on its way";
                 context.note(&given.path, text);
             }
-            context.note(&given.path, "PostgreSQL is not served by this version: `mantel serve` will refuse to start");
             Some(StoreUrl::Postgres(Secret::from(text)))
         }
         _ => {

@@ -5,7 +5,9 @@
 //! no harm. What was acknowledged is never lost.
 
 mod model;
+pub mod postgres;
 mod records;
+mod schema;
 pub mod sealing;
 pub mod sqlite;
 
@@ -13,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 pub use model::*;
+pub use schema::{STEPS, Schema, Step};
 
 use crate::{clock::Timestamp, secret::TokenHash};
 
@@ -22,6 +25,9 @@ pub enum StoreError {
     /// Away, locked, slow. The outcome is unknown.
     #[error("the store does not answer: {0}")]
     Unavailable(String),
+    /// Others wrote the same records first, each time that it was tried. Nothing was written.
+    #[error("the store is too busy with the same records: {0}")]
+    Contended(String),
     /// Disk full or read-only. Nothing was written.
     #[error("the store takes no writes: {0}")]
     ReadOnly(String),
@@ -201,4 +207,8 @@ pub trait Store: Send + Sync {
 
     /// Answers if reads and writes work.
     async fn ping(&self) -> StoreResult<()>;
+
+    /// Does what is queued, takes no more, and lets the database go: what comes later is refused as
+    /// unavailable.
+    async fn close(&self) {}
 }

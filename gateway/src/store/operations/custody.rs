@@ -1,11 +1,13 @@
 //! Refreshes: intent and lease in one statement, results by compare-and-set on the generation that they
 //! consumed (`custody.md`, "One refresh at a time, everywhere").
 
-use super::{Connection, fault::OrFault as _, grants};
+use sqlx::{FromRow as _, Row as _};
+
+use super::{Connection, Row, fault::OrFault as _, grants};
 use crate::{
     clock::Timestamp,
     store::{
-        BootId, EhrTokens, EndReason, GrantFacts, GrantId, GrantState, Lease, StoreResult,
+        BootId, EhrTokens, EndReason, GrantFacts, GrantId, GrantState, Lease, StoreError, StoreResult,
         records::{self, FORMAT, GrantRow},
         sealing::Sealer,
     },
@@ -69,30 +71,40 @@ async fn stands(
     generation: Option<i64>,
     held: impl Fn(&Lease) -> bool + Send,
 ) -> StoreResult<Beginning> {
+    // One statement: another writer's must not come between the grant and its lease.
+    let found = sqlx::query(concat!(
+        "SELECT g.lease_owner, g.fence, g.beat, ",
+        grants::grant_columns!(),
+        " FROM grants g WHERE g.id = $1"
+    ))
+    .bind(id.0.as_bytes().as_slice())
+    .fetch_optional(on)
+    .await
+    .or_fault()?;
     // A grant that the store has forgotten ended long ago.
-    let Some(row) = grants::by_id(on, id).await? else { return Ok(Beginning::Ended(EndReason::Expired)) };
+    let Some(found) = found else { return Ok(Beginning::Ended(EndReason::Expired)) };
+    let row = GrantRow::from_row(&found).or_fault()?;
     match row.state()? {
         GrantState::Ended { reason, .. } => Ok(Beginning::Ended(reason)),
         GrantState::Live => Ok(Beginning::Moved(Box::new(row))),
         GrantState::InDoubt { .. } if generation.is_some_and(|wanted| wanted != row.generation) => {
             Ok(Beginning::Moved(Box::new(row)))
         }
-        GrantState::InDoubt { since, retried } => match lease(on, id).await? {
+        GrantState::InDoubt { since, retried } => match lease(&found)? {
             Some(lease) if held(&lease) => Ok(Beginning::Lost(lease)),
             _ => Ok(Beginning::InDoubt { since, retried }),
         },
     }
 }
 
-async fn lease(on: &mut Connection, id: GrantId) -> StoreResult<Option<Lease>> {
-    let found: Option<(Option<Vec<u8>>, i64, i64)> =
-        sqlx::query_as("SELECT lease_owner, fence, beat FROM grants WHERE id = $1")
-            .bind(id.0.as_bytes().as_slice())
-            .fetch_optional(on)
-            .await
-            .or_fault()?;
-    let Some((Some(owner), fence, beat)) = found else { return Ok(None) };
-    Ok(Some(Lease { owner: BootId(records::id16("grants", &owner)?), fence, beat }))
+fn lease(row: &Row) -> StoreResult<Option<Lease>> {
+    let owner: Option<Vec<u8>> = row.try_get("lease_owner").or_fault()?;
+    let Some(owner) = owner else { return Ok(None) };
+    Ok(Some(Lease {
+        owner: BootId(records::id16("grants", &owner)?),
+        fence: row.try_get("fence").or_fault()?,
+        beat: row.try_get("beat").or_fault()?,
+    }))
 }
 
 pub(super) async fn beat(on: &mut Connection, id: GrantId, owner: BootId, fence: i64) -> StoreResult<bool> {
@@ -123,7 +135,8 @@ pub(super) async fn finish(
     tokens: &EhrTokens,
     facts: Option<&GrantFacts>,
 ) -> StoreResult<Finishing> {
-    let Some(row) = grants::by_id(on, id).await? else { return Ok(Finishing::Ended(EndReason::Expired)) };
+    // Locked: what is written is made from what was read.
+    let Some(row) = grants::locked(on, id).await? else { return Ok(Finishing::Ended(EndReason::Expired)) };
     if let GrantState::Ended { reason, .. } = row.state()? {
         return Ok(Finishing::Ended(reason));
     }
@@ -155,14 +168,9 @@ pub(super) async fn finish(
     .or_fault()?;
     match stored {
         Some(row) => Ok(Finishing::Stored(Box::new(row))),
-        // Only an engine with several writers comes here: somebody was faster since the row was read.
-        None => match grants::by_id(on, id).await? {
-            Some(row) => match row.state()? {
-                GrantState::Ended { reason, .. } => Ok(Finishing::Ended(reason)),
-                _ => Ok(Finishing::Moved(Box::new(row))),
-            },
-            None => Ok(Finishing::Ended(EndReason::Expired)),
-        },
+        // Under the row's lock nobody else can have moved it: an engine whose locks do not hold says so by
+        // refusing the commit.
+        None => Err(StoreError::Contended("the grant moved on under its lock".into())),
     }
 }
 

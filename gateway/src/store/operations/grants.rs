@@ -2,7 +2,7 @@
 
 use sqlx::{FromRow, Row as _};
 
-use super::{Connection, Row, fault::OrFault as _, launches, misc};
+use super::{Connection, Row, fault::OrFault as _, launches, locking, misc};
 use crate::{
     clock::Timestamp,
     secret::TokenHash,
@@ -44,6 +44,7 @@ impl FromRow<'_, Row> for GrantRow {
 }
 
 /// A grant as it is first written, sealed.
+#[derive(Clone)]
 pub(super) struct NewGrant {
     pub grant: Grant,
     pub facts: Vec<u8>,
@@ -58,9 +59,52 @@ pub(super) struct NewGrant {
 
 pub(super) async fn create(on: &mut Connection, sealer: &Sealer, new: NewGrant) -> StoreResult<()> {
     let grant = &new.grant;
+    if by_id(on, grant.id).await?.is_some() {
+        // The same call again: all of it took place.
+        return Ok(());
+    }
+    let mut others = Vec::new();
+    for name in new.identity.iter().flatten() {
+        others.extend(of_identity(on, name).await?);
+    }
+    for other in others {
+        end(on, sealer, other, EndReason::Superseded, None, Revoke::Its, grant.created).await?;
+    }
+    if !insert(on, &new).await? {
+        // Somebody else's grant for the same identity came between: it is found, and ended, by the next try.
+        return Err(StoreError::Contended("another grant for the same app, subject and patient is being made".into()));
+    }
+    sqlx::query("INSERT INTO codes (hash, format, grant_id, expires, body) VALUES ($1, $2, $3, $4, $5)")
+        .bind(new.code.0.as_slice())
+        .bind(FORMAT)
+        .bind(grant.id.0.as_bytes().as_slice())
+        .bind(new.code_expires.0)
+        .bind(new.code_body.as_slice())
+        .execute(&mut *on)
+        .await
+        .or_fault()?;
+    launches::done(on, new.launch).await
+}
+
+/// The living grants under an identity's name, locked before any of them is ended.
+async fn of_identity(on: &mut Connection, name: &[u8; 32]) -> StoreResult<Vec<GrantId>> {
+    let found: Vec<(Vec<u8>,)> = sqlx::query_as(concat!(
+        "SELECT id FROM grants WHERE identity = $1 AND state <> 'ended' ORDER BY id",
+        locking!()
+    ))
+    .bind(name.as_slice())
+    .fetch_all(on)
+    .await
+    .or_fault()?;
+    found.into_iter().map(|(id,)| records::id16("grants", &id).map(GrantId)).collect()
+}
+
+/// False: a grant of its id, or a living one of its identity, is there.
+async fn insert(on: &mut Connection, new: &NewGrant) -> StoreResult<bool> {
+    let grant = &new.grant;
     let inserted = sqlx::query(
         "INSERT INTO grants (id, format, app, site, registration, fingerprint, created, identity, state, generation, \
-         facts, tokens) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'live', $9, $10, $11) ON CONFLICT (id) DO NOTHING",
+         facts, tokens) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'live', $9, $10, $11) ON CONFLICT DO NOTHING",
     )
     .bind(grant.id.0.as_bytes().as_slice())
     .bind(FORMAT)
@@ -73,41 +117,23 @@ pub(super) async fn create(on: &mut Connection, sealer: &Sealer, new: NewGrant) 
     .bind(grant.generation)
     .bind(new.facts.as_slice())
     .bind(new.tokens.as_slice())
-    .execute(&mut *on)
+    .execute(on)
     .await
     .or_fault()?;
-    if inserted.rows_affected() == 0 {
-        // The same call again: all of it took place.
-        return Ok(());
-    }
-    sqlx::query("INSERT INTO codes (hash, format, grant_id, expires, body) VALUES ($1, $2, $3, $4, $5)")
-        .bind(new.code.0.as_slice())
-        .bind(FORMAT)
-        .bind(grant.id.0.as_bytes().as_slice())
-        .bind(new.code_expires.0)
-        .bind(new.code_body.as_slice())
-        .execute(&mut *on)
-        .await
-        .or_fault()?;
-    launches::done(on, new.launch).await?;
-    for name in new.identity.iter().flatten() {
-        let others: Vec<(Vec<u8>,)> =
-            sqlx::query_as("SELECT id FROM grants WHERE identity = $1 AND id <> $2 AND state <> 'ended'")
-                .bind(name.as_slice())
-                .bind(grant.id.0.as_bytes().as_slice())
-                .fetch_all(&mut *on)
-                .await
-                .or_fault()?;
-        for (other,) in others {
-            let other = GrantId(records::id16("grants", &other)?);
-            end(on, sealer, other, EndReason::Superseded, None, Revoke::Its, grant.created).await?;
-        }
-    }
-    Ok(())
+    Ok(inserted.rows_affected() == 1)
 }
 
 pub(super) async fn by_id(on: &mut Connection, id: GrantId) -> StoreResult<Option<GrantRow>> {
     sqlx::query_as(concat!("SELECT ", grant_columns!(), " FROM grants g WHERE g.id = $1"))
+        .bind(id.0.as_bytes().as_slice())
+        .fetch_optional(on)
+        .await
+        .or_fault()
+}
+
+/// [`by_id`], for an operation that writes what hangs on the grant.
+pub(super) async fn locked(on: &mut Connection, id: GrantId) -> StoreResult<Option<GrantRow>> {
+    sqlx::query_as(concat!("SELECT ", grant_columns!(), " FROM grants g WHERE g.id = $1", locking!()))
         .bind(id.0.as_bytes().as_slice())
         .fetch_optional(on)
         .await
@@ -140,6 +166,7 @@ pub(super) async fn count(on: &mut Connection) -> StoreResult<[u64; 3]> {
 }
 
 /// Which revocations an end writes to the outbox.
+#[derive(Clone)]
 pub(super) enum Revoke {
     /// These, sealed.
     These(Vec<(Revocation, Vec<u8>)>),

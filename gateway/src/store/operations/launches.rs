@@ -39,6 +39,7 @@ pub(super) async fn take_ehr(on: &mut Connection, ours: TokenHash) -> StoreResul
 }
 
 /// A launch as it is written: its columns and its sealed body.
+#[derive(Clone)]
 pub(super) struct NewLaunch {
     pub id: LaunchId,
     pub step: LaunchStep,
@@ -121,7 +122,7 @@ pub(super) async fn returned(on: &mut Connection, state: TokenHash, now: Timesta
 }
 
 pub(super) async fn done(on: &mut Connection, id: LaunchId) -> StoreResult<()> {
-    sqlx::query("UPDATE launches SET step = $1 WHERE id = $2")
+    sqlx::query("UPDATE launches SET step = $1 WHERE id = $2 AND step <> $1")
         .bind(LaunchStep::Done.text())
         .bind(id.0.as_bytes().as_slice())
         .execute(on)

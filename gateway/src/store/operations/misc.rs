@@ -71,6 +71,8 @@ pub(super) async fn add_signing_key(
     sealed: Vec<u8>,
     unless_younger_than: Timestamp,
 ) -> StoreResult<Vec<KeyColumns>> {
+    // One at a time: each sees the key of the one before.
+    touch(on).await?;
     sqlx::query(
         "INSERT INTO signing_keys (kid, format, created, pkcs8) SELECT $1, $2, $3, $4 \
          WHERE NOT EXISTS (SELECT 1 FROM signing_keys WHERE created > $5) ON CONFLICT (kid) DO NOTHING",
@@ -184,5 +186,10 @@ pub(super) async fn sweep(on: &mut Connection, now: Timestamp) -> StoreResult<u6
 
 /// Writes a page, so that a full or read-only disk is found.
 pub(super) async fn ping(on: &mut Connection) -> StoreResult<()> {
-    sqlx::query("UPDATE changes SET value = value WHERE one = 1").execute(on).await.map(drop).or_fault()
+    touch(on).await
+}
+
+/// Writes the one row of `mantel_schema` as it is, and so holds it until the commit.
+async fn touch(on: &mut Connection) -> StoreResult<()> {
+    sqlx::query("UPDATE mantel_schema SET version = version WHERE one = 1").execute(on).await.map(drop).or_fault()
 }

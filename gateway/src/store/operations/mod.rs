@@ -1,12 +1,19 @@
 //! The store's operations, in SQL that both engines speak.
 //!
-//! Each engine includes this module by its path and names, beside it, its `Connection` and `Row`, its `fault`s and its
-//! `Backend`, whose `engine` runs an operation in one transaction.
+//! Each engine includes this module by its path and names, beside it, its `Connection` and `Row`, its `fault`s, its
+//! `DIALECT`, the list of its `TABLES`, how it is `locking` rows, and its `Backend`, whose `engine` runs an operation
+//! in one transaction.
+//!
+//! With several writers a transaction sees what others commit between its statements (READ COMMITTED), or is
+//! refused and run again (SERIALIZABLE). So what is read to be written ends with `locking!()`, or the write itself
+//! says in its WHERE what it builds upon; an operation may be run again from its beginning. Rows are locked in
+//! one order: code, grant, counter, the grant's tokens, outbox.
 
 mod custody;
 mod grants;
 mod launches;
 mod misc;
+pub(super) mod opening;
 mod replicas;
 mod tokens;
 
@@ -22,7 +29,7 @@ use self::{
     launches::NewLaunch,
     tokens::{Redeeming, Rotating, Rotation},
 };
-use super::{Backend, Connection, Row, fault};
+use super::{Backend, Connection, DIALECT, Row, TABLES, fault, locking};
 use crate::{
     clock::Timestamp,
     secret::{Secret, TokenHash},
@@ -76,7 +83,8 @@ impl Backend {
     }
 }
 
-/// Runs an operation of a family: its arguments move into the task that owns the connection.
+/// Runs an operation of a family: its arguments move into the task that owns the connection, cloned where it is
+/// run again.
 macro_rules! on {
     ($self:ident.$engine:ident, $($family:ident)::+($($argument:expr),*)) => {
         $self.engine.$engine(move |on| Box::pin($($family)::+(on, $($argument),*)))
@@ -338,5 +346,9 @@ impl Store for Backend {
     async fn ping(&self) -> StoreResult<()> {
         on!(self.write, misc::ping()).await?;
         on!(self.read, grants::ended_since(i64::MAX)).await.map(drop)
+    }
+
+    async fn close(&self) {
+        self.engine.close().await;
     }
 }

@@ -6,6 +6,7 @@ use super::{
     Connection,
     fault::OrFault as _,
     grants::{self, Revoke, grant_columns},
+    locking,
 };
 use crate::{
     clock::Timestamp,
@@ -52,7 +53,7 @@ pub(super) async fn redeem(
     now: Timestamp,
 ) -> StoreResult<Redeeming> {
     let found: Option<RedeemColumns> =
-        sqlx::query_as("SELECT grant_id, expires, redeemed_at, access FROM codes WHERE hash = $1")
+        sqlx::query_as(concat!("SELECT grant_id, expires, redeemed_at, access FROM codes WHERE hash = $1", locking!()))
             .bind(hash.0.as_slice())
             .fetch_optional(&mut *on)
             .await
@@ -200,6 +201,7 @@ async fn standing(on: &mut Connection, presented: TokenHash) -> StoreResult<Opti
     }))
 }
 
+#[derive(Clone)]
 pub(super) struct Rotation {
     pub presented: TokenHash,
     pub tokens: NewTokens,
@@ -209,11 +211,13 @@ pub(super) struct Rotation {
 }
 
 pub(super) async fn rotate(on: &mut Connection, sealer: &Sealer, with: Rotation) -> StoreResult<Rotating> {
-    let Some(standing) = standing(on, with.presented).await?.filter(|it| it.expires > with.now.0) else {
+    let Some(seen) = standing(on, with.presented).await?.filter(|it| it.expires > with.now.0) else {
         return Ok(Rotating::Unknown);
     };
-    let id = GrantId(records::id16("refresh_tokens", &standing.grant)?);
-    let Some(row) = grants::by_id(on, id).await? else { return Ok(Rotating::Unknown) };
+    let id = GrantId(records::id16("refresh_tokens", &seen.grant)?);
+    // Who ends the grant locks it before its tokens; so does this.
+    let Some(row) = grants::locked(on, id).await? else { return Ok(Rotating::Unknown) };
+    let Some(standing) = standing(on, with.presented).await? else { return Ok(Rotating::Unknown) };
     if let GrantState::Ended { reason, .. } = row.state()? {
         return Ok(Rotating::Ended(reason));
     }

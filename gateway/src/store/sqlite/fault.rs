@@ -32,6 +32,14 @@ pub(super) fn of(error: sqlx::Error) -> StoreError {
     }
 }
 
+/// Whether a statement was to make what is there already.
+pub(super) fn is_there(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|it| {
+        let text = it.message();
+        text.ends_with("already exists") || text.starts_with("duplicate column name")
+    })
+}
+
 /// `?` for sqlx's results inside operations.
 pub(super) trait OrFault<T> {
     fn or_fault(self) -> StoreResult<T>;
