@@ -22,8 +22,8 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::{Config, CustodyMode},
     custody::{
-        Custody, CustodyContext, CustodyEvents, GrantPolicy, Policies, RefreshAnswer, RefreshOutcome, SessionLimits,
-        TokenEndpoint,
+        Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer, RefreshOutcome,
+        SessionLimits, TokenEndpoint,
     },
     edge::{
         listen::{self, Settings},
@@ -351,6 +351,10 @@ impl CustodyEvents for Words {
     fn kept(&self) {
         self.metrics.store_fault();
     }
+
+    fn lease(&self, mark: LeaseMark) {
+        self.metrics.lease(mark.text());
+    }
 }
 
 /// What is done now and then.
@@ -364,6 +368,9 @@ struct Chores {
 
 /// Revocations at one go.
 const BATCH: u32 = 32;
+
+/// Who takes revocations has so long to carry them out, before another process may: more than any call takes.
+const TAKEN: Duration = Duration::from_secs(100);
 
 impl Chores {
     async fn run(self, stop: CancellationToken) {
@@ -390,7 +397,8 @@ impl Chores {
 
     /// Revokes at the EHRs what has ended here (`custody.md`, "Ended means ended").
     async fn revoke(&self) -> Result<(), StoreError> {
-        let due = self.store.due_revocations(self.clock.now(), BATCH).await?;
+        let now = self.clock.now();
+        let due = self.store.take_revocations(now, now.after(TAKEN), BATCH).await?;
         // Side by side: an EHR that hangs must not keep the others' waiting.
         let settled = due.iter().map(|revocation| async {
             let again = self.revoke_one(revocation).await.map(|after| self.clock.now().after(after));
@@ -404,13 +412,13 @@ impl Chores {
         let config = self.words.config.load_full();
         let site = config.sites.get(&revocation.site)?;
         let registration = config.registrations.get(&revocation.registration)?;
-        // The row of a grant that ended bears its id.
+        // The row that the store wrote as it ended a grant bears the grant's id.
         let grant = self.store.grant(GrantId(revocation.id)).await.ok().flatten();
         // Who we were when the token was given: another client may not revoke it.
-        let client = match &grant {
+        let client = match revocation.fingerprint.as_ref().or(grant.as_ref().map(|grant| &grant.fingerprint)) {
             None => Client::from(&**registration),
-            Some(grant) => {
-                let (client_id, auth) = registration.client_of(&grant.fingerprint)?;
+            Some(fingerprint) => {
+                let (client_id, auth) = registration.client_of(fingerprint)?;
                 Client { client_id, auth }
             }
         };

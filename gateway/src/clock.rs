@@ -31,6 +31,36 @@ impl Timestamp {
     }
 }
 
+/// What was last seen of somebody who shows by changes that he lives; judged by the watcher's own monotonic
+/// clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched<T> {
+    value: T,
+    since: Instant,
+    seen: Instant,
+}
+
+impl<T: PartialEq> Watched<T> {
+    pub const fn new(value: T, now: Instant) -> Self {
+        Self { value, since: now, seen: now }
+    }
+
+    /// Sees it again. Who did not look for longer than `gap` knows nothing of the time between: neither was it
+    /// seen to stand still then, nor could it perhaps show itself (the store was away from both).
+    pub fn see(&mut self, value: T, gap: Duration, now: Instant) {
+        if self.value != value || now.saturating_duration_since(self.seen) > gap {
+            self.since = now;
+        }
+        self.value = value;
+        self.seen = now;
+    }
+
+    /// Until when it was seen to stand still for `patience`, if it does not change before.
+    pub fn still_at(&self, patience: Duration) -> Instant {
+        self.since + patience
+    }
+}
+
 pub trait Clock: Send + Sync {
     /// Wall time.
     fn now(&self) -> Timestamp;

@@ -49,8 +49,14 @@ struct Guts {
 }
 
 /// A grant's rules and state as the store has it.
-pub(super) fn read(grant: &Grant, policy: Option<&GrantPolicy>, wall: Timestamp, now: Instant) -> (Rules, State) {
-    let rules = rules(policy);
+pub(super) fn read(
+    grant: &Grant,
+    policy: Option<&GrantPolicy>,
+    among: Among,
+    wall: Timestamp,
+    now: Instant,
+) -> (Rules, State) {
+    let rules = rules(policy, among);
     let lifetime = rules.lifetime(Some(grant.tokens.lifetime));
     let times = Times::new(&rules, lifetime, grant.tokens.received.until(wall), now);
     let mut state = State::new(times, grant.tokens.refresh.is_some());
@@ -63,15 +69,23 @@ pub(super) fn read(grant: &Grant, policy: Option<&GrantPolicy>, wall: Timestamp,
     (rules, state)
 }
 
-pub(super) fn rules(policy: Option<&GrantPolicy>) -> Rules {
-    match policy {
+/// This process's place among those that may work on a grant.
+#[derive(Clone, Copy)]
+pub(super) struct Among {
+    /// There may be others.
+    pub shared: bool,
+}
+
+pub(super) fn rules(policy: Option<&GrantPolicy>, among: Among) -> Rules {
+    let rules = match policy {
         Some(policy) => {
             let idle = policy.session.map_or(policy.cold_for, |session| session.idle);
             Rules::new(&policy.tokens, idle, policy.session.is_some())
         }
         // A grant whose registration is gone is served while its token lives.
         None => Rules::new(&mantel_adapters::profile::TokenPolicy::default(), Duration::ZERO, false),
-    }
+    };
+    Rules { shared: among.shared, ..rules }
 }
 
 impl Entry {
@@ -125,9 +139,9 @@ impl Entry {
     }
 
     /// New tokens, stored before: from now on they are served. `age`: since the EHR's answer.
-    pub(super) fn renew(&self, grant: &Grant, policy: Option<&GrantPolicy>, age: Duration, now: Instant) {
+    pub(super) fn renew(&self, grant: &Grant, policy: Option<&GrantPolicy>, among: Among, age: Duration, now: Instant) {
         let mut guts = self.guts();
-        guts.rules = rules(policy);
+        guts.rules = rules(policy, among);
         let times = Times::new(&guts.rules, guts.rules.lifetime(Some(grant.tokens.lifetime)), age, now);
         let Guts { state, rules, .. } = &mut *guts;
         state.step(rules, Event::Renewed { times, refreshable: grant.tokens.refresh.is_some() }, now);

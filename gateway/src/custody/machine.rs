@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use mantel_adapters::profile::TokenPolicy;
 
-use crate::{clock::Instant, store::EndReason};
+use crate::{
+    clock::{Instant, Watched},
+    store::{EndReason, Lease},
+};
 
 /// Lifetimes beyond it are not believed; nothing is lost by renewing once a year.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -15,6 +18,9 @@ pub const FORCED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// So long a late winner is waited for after an unknown outcome, at least.
 pub const LATE_WINNER: Duration = Duration::from_secs(60);
+
+/// Whose lease stands still for so long, as its watcher sees it, is dead or stopped.
+pub const LEASE_TTL: Duration = Duration::from_secs(10);
 
 /// `Retry-After` beyond it is not believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -31,6 +37,8 @@ pub struct Rules {
     pub cold_for: Option<Duration>,
     /// The grant ends when it was unused for so long.
     pub session_idle: Option<Duration>,
+    /// Other processes may work on the same grant.
+    pub shared: bool,
 }
 
 impl Rules {
@@ -42,6 +50,7 @@ impl Rules {
             reuse_grace: policy.reuse_grace,
             cold_for: policy.dies_with_access.then_some(session_idle),
             session_idle: session.then_some(session_idle),
+            shared: false,
         }
     }
 
@@ -130,6 +139,8 @@ pub struct Hold {
 pub struct Doubt {
     /// Until then the vendor repeats its answer to the old refresh token.
     pub grace_until: Instant,
+    /// From then on a late winner is looked for, since the old access token serves no more.
+    pub look_at: Instant,
     /// From then on the one try may be made.
     pub try_at: Instant,
 }
@@ -137,10 +148,9 @@ pub struct Doubt {
 impl Doubt {
     /// Of an intent that is `age` old now.
     pub fn new(rules: &Rules, expires: Instant, age: Duration, now: Instant) -> Self {
-        Self {
-            grace_until: now + rules.reuse_grace.min(LONGEST).saturating_sub(age),
-            try_at: expires.max(now + LATE_WINNER.saturating_sub(age)),
-        }
+        let try_at = expires.max(now + LATE_WINNER.saturating_sub(age));
+        let look_at = if rules.shared { expires } else { try_at };
+        Self { grace_until: now + rules.reuse_grace.min(LONGEST).saturating_sub(age), look_at, try_at }
     }
 
     pub fn in_grace(&self, now: Instant) -> bool {
@@ -148,7 +158,18 @@ impl Doubt {
     }
 
     fn blocked_until(&self, now: Instant) -> Instant {
-        if self.in_grace(now) { now } else { self.try_at }
+        if self.in_grace(now) { now } else { self.look_at }
+    }
+}
+
+/// How long a lease of another process must be seen to stand still before it is taken over. `retried`: that
+/// process makes the one try that is left, so that only a late winner could still save the grant.
+pub fn patience(shared: bool, retried: bool) -> Duration {
+    match (shared, retried) {
+        // There is no other process: whoever held it is dead.
+        (false, _) => Duration::ZERO,
+        (true, false) => LEASE_TTL,
+        (true, true) => LATE_WINNER.max(LEASE_TTL),
     }
 }
 
@@ -174,6 +195,8 @@ pub struct State {
     pub forced: Option<Instant>,
     /// `session_max`.
     pub session_ends: Option<Instant>,
+    /// Another process's lease, as it was last seen.
+    pub contender: Option<Watched<Lease>>,
     pub ended: Option<EndReason>,
 }
 
@@ -202,6 +225,11 @@ pub enum Event {
     },
     /// Its outcome is unknown.
     Doubtful(Doubt),
+    /// Another process holds the lease; how long it must be seen to stand still ([`patience`]).
+    Contested {
+        lease: Lease,
+        patience: Duration,
+    },
     Ended(EndReason),
 }
 
@@ -225,6 +253,10 @@ pub enum Action {
     Over(EndReason),
     /// The 401 is that resource's refusal.
     Theirs,
+    /// The lease may be taken over.
+    TakeOver,
+    /// Its owner may live: look again until then.
+    Watch(Instant),
     /// Come again at that time.
     Sleep(Instant),
     Rest,
@@ -241,6 +273,7 @@ impl State {
             doubt: None,
             forced: None,
             session_ends: None,
+            contender: None,
             ended: None,
         }
     }
@@ -276,6 +309,13 @@ impl State {
                 self.hold = None;
                 self.doubt = Some(doubt);
                 Action::Rest
+            }
+            Event::Contested { lease, patience } => {
+                let mut seen = self.contender.unwrap_or(Watched::new(lease, now));
+                seen.see(lease, LEASE_TTL, now);
+                self.contender = Some(seen);
+                let still = seen.still_at(patience);
+                if still <= now { Action::TakeOver } else { Action::Watch(still) }
             }
             Event::Ended(reason) => {
                 self.flight = Flight::None;

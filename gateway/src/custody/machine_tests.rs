@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::BootId;
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -101,11 +102,23 @@ fn where_tokens_die_together_an_unused_grant_is_refreshed_until_it_is_idle() {
 enum Op {
     Pass(u64),
     Ask,
-    Refused { current: bool },
+    Refused {
+        current: bool,
+    },
     Wake,
-    Renew { lifetime: u64, refreshable: bool },
-    Hold { retry_after: u64 },
+    Renew {
+        lifetime: u64,
+        refreshable: bool,
+    },
+    Hold {
+        retry_after: u64,
+    },
     Doubt,
+    /// The other process's lease, by its beat.
+    Contest {
+        beat: i64,
+        retried: bool,
+    },
     Keep,
     End,
 }
@@ -113,6 +126,7 @@ enum Op {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         6 => (1_u64..150).prop_map(Op::Pass),
+        3 => (1_u64..8).prop_map(Op::Pass),
         6 => Just(Op::Ask),
         3 => any::<bool>().prop_map(|current| Op::Refused { current }),
         4 => Just(Op::Wake),
@@ -120,6 +134,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(lifetime, refreshable)| Op::Renew { lifetime, refreshable }),
         2 => (0_u64..120).prop_map(|retry_after| Op::Hold { retry_after }),
         2 => Just(Op::Doubt),
+        4 => (0_i64..2, prop::bool::weighted(0.2)).prop_map(|(beat, retried)| Op::Contest { beat, retried }),
         1 => Just(Op::Keep),
         1 => prop::bool::weighted(0.1).prop_map(|ends| if ends { Op::End } else { Op::Ask }),
     ];
@@ -128,6 +143,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 /// What is true of a grant, in whole seconds since the start.
 struct Model {
+    shared: bool,
     before: u64,
     interval: u64,
     grace: u64,
@@ -140,6 +156,8 @@ struct Model {
     held_until: u64,
     doubt_since: Option<u64>,
     forced: Option<u64>,
+    /// Each look at another's lease since the last tokens: when, and its beat.
+    looks: Vec<(u64, i64)>,
     used: bool,
     ended: bool,
 }
@@ -168,6 +186,8 @@ impl Model {
     fn free(&self) -> bool {
         let certain = match self.doubt_since {
             None => true,
+            // With other processes about, a late winner is looked for as soon as the old token serves no more.
+            Some(_) if self.shared && !self.alive() => true,
             Some(since) => self.now < since + self.grace || self.now >= self.expires().max(since + 60),
         };
         self.refreshable && !self.flying && self.now >= self.held_until && certain
@@ -175,6 +195,18 @@ impl Model {
 
     fn forced_lately(&self) -> bool {
         self.forced.is_some_and(|at| self.now < at + 60)
+    }
+
+    /// Whether each look of the last `patience` seconds, none later than a TTL after the one before, saw this beat.
+    fn stood_still(&self, patience: u64) -> bool {
+        let (mut at, beat) = *self.looks.last().unwrap();
+        for (before, other) in self.looks.iter().rev() {
+            if *other != beat || at - before > 10 {
+                break;
+            }
+            at = *before;
+        }
+        self.now - at >= patience
     }
 
     fn check_ask(&mut self, action: Action) {
@@ -233,12 +265,13 @@ proptest! {
         before in prop_oneof![Just(300_u64), Just(90), 0_u64..600],
         interval in prop_oneof![Just(0_u64), 0_u64..400],
         grace in prop_oneof![Just(0_u64), Just(30), 0_u64..100],
+        shared in any::<bool>(),
         ops in ops(),
     ) {
-        let (rules, start) = (rules(before, interval, grace), Instant::now());
+        let (rules, start) = (Rules { shared, ..rules(before, interval, grace) }, Instant::now());
         let mut state = State::new(Times::new(&rules, secs(300), Duration::ZERO, start), true);
         let mut model = Model {
-            before, interval, grace, now: 0, issued: 0, lifetime: 300, refreshable: true, flying: false, kept: false,
+            shared, looks: Vec::new(), before, interval, grace, now: 0, issued: 0, lifetime: 300, refreshable: true, flying: false, kept: false,
             held_until: 0, doubt_since: None, forced: None, used: false, ended: false,
         };
         for op in ops {
@@ -283,8 +316,20 @@ proptest! {
                     step(Event::Renewed { times, refreshable });
                     (model.flying, model.kept, model.issued, model.lifetime) = (false, false, model.now, lifetime);
                     (model.refreshable, model.held_until, model.doubt_since) = (refreshable, 0, None);
+                    model.looks.clear();
                     // Used in the very second of its renewal counts as used since.
                     model.used = state.used == Some(now);
+                }
+                Op::Contest { beat, retried } => {
+                    let lease = Lease { owner: BootId(uuid::Uuid::nil()), fence: 1, beat };
+                    model.looks.push((model.now, beat));
+                    let (action, _) = step(Event::Contested { lease, patience: patience(shared, retried) });
+                    let dead = model.stood_still(if !shared { 0 } else if retried { 60 } else { 10 });
+                    match action {
+                        Action::TakeOver => prop_assert!(dead, "{:?}", model.looks),
+                        Action::Watch(until) => prop_assert!(!dead && until > now, "{:?}", model.looks),
+                        other => panic!("a lease is answered {other:?}"),
+                    }
                 }
                 // An answer that is kept is stored in the end, nothing else.
                 _ if model.kept => {}

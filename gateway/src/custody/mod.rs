@@ -8,10 +8,11 @@
 //!                  intent ─► token request ─► store ─► memory ─► who waits
 //! ```
 //!
-//! `machine` decides, `outcome` is the table of ends, `refresh` carries out; the rest is here.
+//! `machine` decides, `outcome` is the table of ends, `lease` and `refresh` carry out; the rest is here.
 
 mod entry;
 mod flights;
+mod lease;
 mod machine;
 mod outcome;
 mod refresh;
@@ -28,7 +29,7 @@ use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    entry::{Entry, Table},
+    entry::{Among, Entry, Table},
     flights::{Flights, Seat},
     machine::{Action, Event},
     refresh::Job,
@@ -141,6 +142,28 @@ pub trait CustodyEvents: Send + Sync {
     fn joined(&self);
     /// The store did not take an EHR's answer: it is kept in memory and tried again.
     fn kept(&self);
+    /// Leases that changed hands.
+    fn lease(&self, mark: LeaseMark);
+}
+
+/// A lease that changed hands while its owner was at work, or seemed to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseMark {
+    /// This process lost it to another, which saw it stand still.
+    Lost,
+    /// This process took it over.
+    TakenOver,
+}
+
+impl LeaseMark {
+    pub const ALL: [Self; 2] = [Self::Lost, Self::TakenOver];
+
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Lost => "lost",
+            Self::TakenOver => "taken_over",
+        }
+    }
 }
 
 pub struct CustodyContext {
@@ -278,6 +301,10 @@ impl Inner {
         self.context.clock.monotonic()
     }
 
+    fn among(&self, _id: GrantId) -> Among {
+        Among { shared: self.context.store.shared() }
+    }
+
     /// The entry of a grant, from the store if need be.
     async fn known(&self, id: GrantId) -> Result<Arc<Entry>, CustodyFault> {
         for _ in 0..5 {
@@ -311,10 +338,11 @@ impl Inner {
     fn adopt(&self, grant: &Grant) -> Arc<Entry> {
         let (now, wall) = (self.now(), self.context.clock.now());
         let policy = self.context.policies.of(grant);
-        let (rules, state) = entry::read(grant, policy.as_ref(), wall, now);
+        let among = self.among(grant.id);
+        let (rules, state) = entry::read(grant, policy.as_ref(), among, wall, now);
         let entry = self.table.enter(Entry::new(grant, rules, state, now));
         if entry.generation() < grant.generation {
-            entry.renew(grant, policy.as_ref(), grant.tokens.received.until(wall), now);
+            entry.renew(grant, policy.as_ref(), among, grant.tokens.received.until(wall), now);
         }
         self.wheel.set(grant.id, entry.next_wake(now));
         entry
@@ -345,7 +373,9 @@ impl Inner {
                 }
                 Action::Unavailable { cause, after } => return Err(CustodyFault::of(cause, after.max(SOON))),
                 Action::Over(reason) => return Err(CustodyFault::Ended(reason)),
-                Action::Theirs | Action::Sleep(_) | Action::Rest => return Ok(None),
+                Action::Theirs | Action::TakeOver | Action::Watch(_) | Action::Sleep(_) | Action::Rest => {
+                    return Ok(None);
+                }
             };
             if let Some(seat) = seat {
                 let bearer = seat.answer().await.unwrap_or(Err(CustodyFault::Unavailable { retry_after: SOON }))?;
@@ -429,7 +459,7 @@ impl Inner {
     fn note(&self, grant: &Grant) {
         let now = self.now();
         let policy = self.context.policies.of(grant);
-        let (rules, state) = entry::read(grant, policy.as_ref(), self.context.clock.now(), now);
+        let (rules, state) = entry::read(grant, policy.as_ref(), self.among(grant.id), self.context.clock.now(), now);
         if let (true, Some(at)) = (state.needs_wheel(&rules), state.next_wake(&rules, now)) {
             self.wheel.set_if_none(grant.id, at);
         }

@@ -16,7 +16,7 @@ use crate::{
     clock::{Instant, Timestamp},
     entropy::uuid7,
     secret::Secret,
-    store::{Begun, EhrTokens, EndReason, Finished, Grant, GrantState, Revocation, StoreError, StoreResult},
+    store::{EhrTokens, EndReason, Finished, Grant, GrantState, Revocation, StoreError, StoreResult},
 };
 
 /// What a flight is for.
@@ -27,7 +27,7 @@ pub(super) enum Job {
 }
 
 /// How a flight ended.
-enum Landing {
+pub(super) enum Landing {
     /// The store has these tokens now; `age`: since the EHR gave them.
     Renewed {
         grant: Box<Grant>,
@@ -46,10 +46,10 @@ enum Landing {
 }
 
 /// What a flight knows of its grant.
-struct Case {
-    grant: Grant,
+pub(super) struct Case {
+    pub grant: Grant,
     policy: GrantPolicy,
-    rules: Rules,
+    pub rules: Rules,
     refresh: Secret<String>,
 }
 
@@ -72,7 +72,7 @@ impl Inner {
         let now = self.now();
         let (event, caller) = match landing {
             Landing::Renewed { grant, age } => {
-                entry.renew(&grant, self.context.policies.of(&grant).as_ref(), age, now);
+                entry.renew(&grant, self.context.policies.of(&grant).as_ref(), self.among(entry.id), age, now);
                 self.wheel.set(entry.id, entry.next_wake(now));
                 return entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: SOON });
             }
@@ -108,11 +108,12 @@ impl Inner {
             Ok(case) => case,
             Err(landing) => return landing,
         };
-        let (began, begun_at) = (self.now(), self.context.clock.now());
-        let mut attempt = match self.intend(entry, &case, begun_at).await {
-            Ok(attempt) => attempt,
+        let intent = match self.intend(entry, &case).await {
+            Ok(intent) => intent,
             Err(landing) => return landing,
         };
+        let _beating = self.beating(&case, &intent);
+        let (began, begun_at, mut attempt) = (self.now(), self.context.clock.now(), intent.attempt);
         loop {
             let answer = self.send(&case).await;
             let row = row(kind(&answer), attempt, entry.alive(self.now()).is_some());
@@ -152,72 +153,8 @@ impl Inner {
         let Some(refresh) = grant.tokens.refresh.clone() else {
             return Err(self.held(entry, Cause::Passing, None));
         };
-        let rules = entry::rules(Some(&policy));
+        let rules = entry::rules(Some(&policy), self.among(entry.id));
         Ok(Case { grant, policy, rules, refresh })
-    }
-
-    /// Records the intent; nothing is sent unless that is durable.
-    async fn intend(&self, entry: &Entry, case: &Case, now: Timestamp) -> Result<Attempt, Landing> {
-        let Case { grant, .. } = case;
-        let begun = self.context.store.begin_refresh(grant.id, grant.generation, self.context.boot, now).await;
-        match begun {
-            Ok(Begun::Won { .. }) => Ok(Attempt::First),
-            Ok(Begun::Moved(grant)) => {
-                self.count(case, RefreshOutcome::Moved);
-                Err(self.moved(*grant))
-            }
-            Ok(Begun::Ended(reason)) => Err(Landing::Ended(reason)),
-            Ok(Begun::InDoubt { since, retried }) => self.doubt(entry, case, since, retried, now).await,
-            Ok(Begun::Lost(lease)) if lease.owner == self.context.boot => {
-                if entry.idle_intent.load(Ordering::Relaxed) {
-                    return Ok(Attempt::First);
-                }
-                // An earlier request of this process, whose outcome is unknown.
-                match grant.state {
-                    GrantState::InDoubt { since, retried } => self.doubt(entry, case, since, retried, now).await,
-                    _ => Err(self.held(entry, Cause::Elsewhere, None)),
-                }
-            }
-            Ok(Begun::Lost(_)) => Err(self.held(entry, Cause::Elsewhere, None)),
-            Err(error) => {
-                // It may have been written, and no request is behind it.
-                entry.idle_intent.store(true, Ordering::Relaxed);
-                self.count(case, RefreshOutcome::StoreAway);
-                Err(self.store_away(entry, &error))
-            }
-        }
-    }
-
-    /// After an unknown outcome: whether the old refresh token may be tried now.
-    async fn doubt(
-        &self,
-        entry: &Entry,
-        case: &Case,
-        since: Timestamp,
-        retried: bool,
-        wall: Timestamp,
-    ) -> Result<Attempt, Landing> {
-        let now = self.now();
-        let doubt = Doubt::new(&case.rules, entry.expires(), since.until(wall), now);
-        if doubt.in_grace(now) {
-            return Ok(Attempt::InGrace);
-        }
-        if now < doubt.try_at {
-            return Err(Landing::Doubtful { doubt, caller: self.old(entry) });
-        }
-        let Case { grant, .. } = case;
-        if retried {
-            self.count(case, RefreshOutcome::LostRotation);
-            return Err(self.end_dead(entry, case, EndReason::LostRotation).await);
-        }
-        let noted = self
-            .insist(|| self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.boot, wall))
-            .await;
-        match noted {
-            Ok(true) => Ok(Attempt::Last),
-            Ok(false) => Err(self.held(entry, Cause::Elsewhere, None)),
-            Err(error) => Err(self.store_away(entry, &error)),
-        }
     }
 
     // ---- the request and its answer --------------------------------------------------------------------
@@ -343,7 +280,7 @@ impl Inner {
     // ---- ends ------------------------------------------------------------------------------------------
 
     /// Ends a grant whose refresh token is dead, unless the store knows better by now.
-    async fn end_dead(&self, entry: &Entry, case: &Case, reason: EndReason) -> Landing {
+    pub(super) async fn end_dead(&self, entry: &Entry, case: &Case, reason: EndReason) -> Landing {
         let (id, generation) = (case.grant.id, case.grant.generation);
         for _ in 0..STORE_TRIES {
             match self.context.store.grant(id).await {
@@ -418,6 +355,7 @@ impl Inner {
             id: uuid7(&*self.context.entropy, now),
             site: grant.site.clone(),
             registration: grant.registration.clone(),
+            fingerprint: Some(grant.fingerprint.clone()),
             token: token.clone(),
             hint: hint.to_owned(),
             attempts: 0,
@@ -428,7 +366,7 @@ impl Inner {
     // ---- helps -----------------------------------------------------------------------------------------
 
     /// Repeats an operation that may be repeated, a few times, at short distance.
-    async fn insist<T, F>(&self, operation: impl Fn() -> F) -> StoreResult<T>
+    pub(super) async fn insist<T, F>(&self, operation: impl Fn() -> F) -> StoreResult<T>
     where
         F: Future<Output = StoreResult<T>>,
     {
@@ -444,24 +382,24 @@ impl Inner {
         }
     }
 
-    fn count(&self, case: &Case, outcome: RefreshOutcome) {
+    pub(super) fn count(&self, case: &Case, outcome: RefreshOutcome) {
         self.context.events.refresh(&case.policy.vendor, &case.grant.site, outcome);
     }
 
-    fn moved(&self, grant: Grant) -> Landing {
+    pub(super) fn moved(&self, grant: Grant) -> Landing {
         let age = grant.tokens.received.until(self.context.clock.now());
         Landing::Renewed { grant: Box::new(grant), age }
     }
 
-    fn old(&self, entry: &Entry) -> Caller {
+    pub(super) fn old(&self, entry: &Entry) -> Caller {
         if entry.alive(self.now()).is_some() { Caller::Old } else { Caller::Unavailable }
     }
 
-    fn held(&self, entry: &Entry, cause: Cause, retry_after: Option<Duration>) -> Landing {
+    pub(super) fn held(&self, entry: &Entry, cause: Cause, retry_after: Option<Duration>) -> Landing {
         Landing::Held { cause, retry_after, caller: self.old(entry) }
     }
 
-    fn store_away(&self, entry: &Entry, error: &StoreError) -> Landing {
+    pub(super) fn store_away(&self, entry: &Entry, error: &StoreError) -> Landing {
         tracing::warn!(grant = %entry.id, %error, "the store does not answer: a refresh waits");
         self.held(entry, Cause::Store, None)
     }

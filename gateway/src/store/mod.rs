@@ -49,6 +49,10 @@ pub type SharedStore = Arc<dyn Store>;
 /// The store's operations.
 #[async_trait]
 pub trait Store: Send + Sync {
+    /// Whether other gateway processes may work on the same store. Where none can, whoever else holds a lease
+    /// is dead.
+    fn shared(&self) -> bool;
+
     // ---- launches ----
 
     /// Keeps an EHR's `launch` under the hash of ours.
@@ -129,10 +133,11 @@ pub trait Store: Send + Sync {
     // ---- custody ----
 
     /// Takes the lease and records the intent, in one statement; only if the generation is still this.
-    /// `Lost` with a lease of `owner`'s own: an earlier call of this process took it.
+    /// `Lost` says who holds it; with a lease of `owner`'s own, an earlier call of this process took it.
     async fn begin_refresh(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<Begun>;
 
-    /// Takes over from an owner whose lease has stood still, as it was seen.
+    /// Takes over from an owner whose lease has stood still, as it was seen: what is ours then is an intent
+    /// without a result, and its fence the next one. `Lost`: it did not stand still, or somebody was faster.
     async fn take_over(&self, id: GrantId, seen: Lease, owner: BootId, now: Timestamp) -> StoreResult<Begun>;
 
     /// Shows that the owner lives. False: the lease is not ours any more.
@@ -152,8 +157,15 @@ pub trait Store: Send + Sync {
     /// unknown outcome: that it was made; the doubt stays.
     async fn abandon_refresh(&self, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()>;
 
-    /// Notes that the one try after an unknown outcome is made now. False: it was made before.
-    async fn retry_in_doubt(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<bool>;
+    /// Notes that the one try after an unknown outcome is made now, under a lease of its own: its fence. None:
+    /// it was made before.
+    async fn retry_in_doubt(
+        &self,
+        id: GrantId,
+        generation: i64,
+        owner: BootId,
+        now: Timestamp,
+    ) -> StoreResult<Option<i64>>;
 
     /// The counter that each ended grant raises, and the grants that ended after `since`. With
     /// `i64::MAX`: the counter alone, to begin with.
@@ -196,8 +208,9 @@ pub trait Store: Send + Sync {
     /// Adds revocations of tokens whose grant has ended or moved on already. One that is there stays.
     async fn add_revocations(&self, revocations: &[Revocation]) -> StoreResult<()>;
 
-    /// Revocations that are due, at most `limit`.
-    async fn due_revocations(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>>;
+    /// Takes revocations that are due, at most `limit`: nobody else is given them before `again`, when they are
+    /// due once more unless they have been settled.
+    async fn take_revocations(&self, now: Timestamp, again: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>>;
 
     /// Done, or to be tried again at a time.
     async fn settle_revocation(&self, id: uuid::Uuid, again: Option<Timestamp>) -> StoreResult<()>;

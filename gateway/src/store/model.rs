@@ -367,9 +367,9 @@ pub enum Begun {
     Won {
         fence: i64,
     },
-    /// Another process holds it.
+    /// It is held: by another process, or by an earlier call of this one.
     Lost(Lease),
-    /// An earlier intent has no result and its owner is gone.
+    /// Taken over: an earlier intent has no result and its owner does not show itself.
     InDoubt {
         since: Timestamp,
         retried: bool,
@@ -396,6 +396,9 @@ pub struct Revocation {
     pub id: Uuid,
     pub site: SiteId,
     pub registration: RegistrationId,
+    /// [`Grant::fingerprint`] of the grant that the token was given for: who we were to the EHR. None: written
+    /// by a version that did not note it.
+    pub fingerprint: Option<String>,
     pub token: Secret<String>,
     /// `refresh_token` or `access_token`.
     pub hint: String,

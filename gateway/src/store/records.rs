@@ -386,6 +386,8 @@ impl CodeRow {
 struct RevocationBody {
     site: SiteId,
     registration: RegistrationId,
+    #[serde(default)]
+    fingerprint: Option<String>,
     token: Plain,
     hint: String,
 }
@@ -398,6 +400,7 @@ pub(super) fn seal_revocation(sealer: &Sealer, revocation: &Revocation) -> Store
     let body = RevocationBody {
         site: revocation.site.clone(),
         registration: revocation.registration.clone(),
+        fingerprint: revocation.fingerprint.clone(),
         token: Plain(revocation.token.clone()),
         hint: revocation.hint.clone(),
     };
@@ -421,6 +424,7 @@ impl OutboxRow {
             id: id16("outbox", &self.id)?,
             site: body.site,
             registration: body.registration,
+            fingerprint: body.fingerprint,
             token: body.token.0,
             hint: body.hint,
             attempts: self.attempts,
@@ -434,6 +438,7 @@ impl OutboxRow {
 pub(super) fn revocation_of(
     site: &str,
     registration: &str,
+    fingerprint: String,
     grant: GrantId,
     tokens: &EhrTokens,
     now: Timestamp,
@@ -446,6 +451,7 @@ pub(super) fn revocation_of(
         id: grant.0,
         site: name(GRANTS, site)?,
         registration: name(GRANTS, registration)?,
+        fingerprint: Some(fingerprint),
         token: token.clone(),
         hint: hint.into(),
         attempts: 0,

@@ -197,6 +197,7 @@ pub struct Metrics {
     upstream_seconds: HistogramVec,
     refreshes: IntCounterVec,
     refresh_joins: IntCounter,
+    leases: IntCounterVec,
     grants: IntGaugeVec,
     grants_ended: IntCounterVec,
     launches: IntCounterVec,
@@ -274,6 +275,11 @@ impl Metrics {
                 &["vendor", "outcome"],
             )?,
             refresh_joins: counter("mantel_refresh_joins_total", "Callers that joined a refresh in flight.")?,
+            leases: counters(
+                "mantel_refresh_leases_total",
+                "Leases of refreshes that changed hands: lost to another process, taken over from one.",
+                &["event"],
+            )?,
             grants,
             grants_ended: counters(
                 "mantel_grants_ended_total",
@@ -379,6 +385,11 @@ impl Metrics {
 
     pub fn refresh_joined(&self) {
         self.refresh_joins.inc();
+    }
+
+    /// `event` is the name of custody's `LeaseMark`.
+    pub fn lease(&self, event: &'static str) {
+        self.leases.with_label_values(&[event]).inc();
     }
 
     /// `reason` is the name of an `EndReason`.

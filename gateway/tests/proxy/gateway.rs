@@ -21,7 +21,8 @@ use mantel::{
     clock::{SharedClock, SystemClock, Timestamp},
     config::{Base, Config, SealKey, Sources, load},
     custody::{
-        Custody, CustodyContext, CustodyEvents, GrantPolicy, Policies, RefreshAnswer, RefreshOutcome, TokenEndpoint,
+        Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer, RefreshOutcome,
+        TokenEndpoint,
     },
     edge::{
         respond,
@@ -119,6 +120,8 @@ impl Policies for Words {
 }
 
 impl CustodyEvents for Words {
+    fn lease(&self, _: LeaseMark) {}
+
     fn refresh(&self, _: &mantel_adapters::site::VendorId, _: &mantel_adapters::site::SiteId, _: RefreshOutcome) {}
     fn ended(&self, _: &Grant, _: EndReason) {}
     fn changed(&self, _: &Grant) {}

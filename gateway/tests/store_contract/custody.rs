@@ -34,12 +34,15 @@ pub async fn a_begin_names_what_moved(store: &dyn Store) {
     assert!(matches!(begin(store, &grant, boot()).await, Begun::Ended(EndReason::Logout)));
 }
 
-/// With one process at a time another boot's lease is dead at once.
+/// Whether its owner lives, the store does not judge: it names the lease.
 pub async fn a_dead_process_leaves_doubt(store: &dyn Store) {
-    let grant = stored_grant(store).await;
-    assert!(won(&begin(store, &grant, boot()).await));
-    let begun = store.begin_refresh(grant.id, 1, boot(), at(9)).await.unwrap();
-    assert!(matches!(begun, Begun::InDoubt { since: NOW, retried: false }), "{begun:?}");
+    let (grant, dead, next) = (stored_grant(store).await, boot(), boot());
+    assert!(won(&begin(store, &grant, dead).await));
+    let begun = store.begin_refresh(grant.id, 1, next, at(9)).await.unwrap();
+    let Begun::Lost(lease) = begun else { panic!("{begun:?}") };
+    assert_eq!(lease.owner, dead);
+    let taken = store.take_over(grant.id, lease, next, at(9)).await.unwrap();
+    assert!(matches!(taken, Begun::InDoubt { since: NOW, retried: false }), "{taken:?}");
 }
 
 pub async fn an_answer_is_stored_by_what_it_consumed(store: &dyn Store) {
@@ -71,7 +74,7 @@ pub async fn a_late_answer_is_taken_whoever_holds_the_lease(store: &dyn Store) {
     let (grant, winner, other) = (stored_grant(store).await, boot(), boot());
     begin(store, &grant, winner).await;
     begin(store, &grant, other).await;
-    assert!(store.retry_in_doubt(grant.id, 1, other, at(60)).await.unwrap());
+    assert!(store.retry_in_doubt(grant.id, 1, other, at(60)).await.unwrap().is_some());
     let stored = store.finish_refresh(grant.id, 1, &ehr_tokens(2), None, at(61)).await.unwrap();
     assert!(matches!(stored, Finished::Stored(_)));
     // What the other's try brings, a refusal, then ends nothing.
@@ -93,28 +96,32 @@ pub async fn an_abandoned_refresh_leaves_the_grant_live(store: &dyn Store) {
 
 pub async fn the_one_try_is_noted_once(store: &dyn Store) {
     let grant = stored_grant(store).await;
-    assert!(!store.retry_in_doubt(grant.id, 1, boot(), NOW).await.unwrap(), "there is no doubt");
+    assert!(store.retry_in_doubt(grant.id, 1, boot(), NOW).await.unwrap().is_none(), "there is no doubt");
     begin(store, &grant, boot()).await;
     let tries: Vec<_> = (0..20).map(|n| (boot(), at(60 + n))).collect();
     let noted = join_all(tries.iter().map(|(owner, now)| store.retry_in_doubt(grant.id, 1, *owner, *now))).await;
     let noted: Vec<_> = noted.into_iter().map(Result::unwrap).collect();
-    assert_eq!(noted.iter().filter(|it| **it).count(), 1);
+    assert_eq!(noted.iter().flatten().count(), 1);
     assert_eq!(state(store, &grant).await, GrantState::InDoubt { since: NOW, retried: true });
     // The very same call again, after an error, is not another try.
-    let (winner, now) = tries[noted.iter().position(|it| *it).unwrap()];
-    assert!(store.retry_in_doubt(grant.id, 1, winner, now).await.unwrap());
-    assert!(!store.retry_in_doubt(grant.id, 2, winner, now).await.unwrap());
-    let begun = begin(store, &grant, boot()).await;
-    assert!(matches!(begun, Begun::InDoubt { retried: true, .. }));
+    let (winner, now) = tries[noted.iter().position(Option::is_some).unwrap()];
+    let fence = store.retry_in_doubt(grant.id, 1, winner, now).await.unwrap().unwrap();
+    assert!(store.retry_in_doubt(grant.id, 2, winner, now).await.unwrap().is_none());
+    assert!(store.beat(grant.id, winner, fence).await.unwrap(), "the try has a lease of its own");
+    let (begun, next) = (begin(store, &grant, boot()).await, boot());
+    let Begun::Lost(lease) = begun else { panic!("{begun:?}") };
+    assert_eq!(lease, Lease { owner: winner, fence, beat: 1 });
+    let taken = store.take_over(grant.id, lease, next, at(200)).await.unwrap();
+    assert!(matches!(taken, Begun::InDoubt { retried: true, .. }));
 }
 
 pub async fn an_unanswered_try_may_be_made_again(store: &dyn Store) {
     let (grant, owner) = (stored_grant(store).await, boot());
     begin(store, &grant, boot()).await;
-    assert!(store.retry_in_doubt(grant.id, 1, owner, at(60)).await.unwrap());
+    assert!(store.retry_in_doubt(grant.id, 1, owner, at(60)).await.unwrap().is_some());
     store.abandon_refresh(grant.id, 1, owner).await.unwrap();
     assert_eq!(state(store, &grant).await, GrantState::InDoubt { since: NOW, retried: false });
-    assert!(store.retry_in_doubt(grant.id, 1, owner, at(90)).await.unwrap());
+    assert!(store.retry_in_doubt(grant.id, 1, owner, at(90)).await.unwrap().is_some());
 }
 
 pub async fn a_lease_beats_for_its_owner(store: &dyn Store) {
@@ -156,7 +163,7 @@ pub async fn revocation_in_flight_wins(store: &dyn Store) {
     let finished = store.finish_refresh(grant.id, 1, &ehr_tokens(2), None, NOW).await.unwrap();
     assert!(matches!(finished, Finished::Ended(EndReason::Revoked)));
     store.abandon_refresh(grant.id, 1, owner).await.unwrap();
-    assert!(!store.retry_in_doubt(grant.id, 1, owner, NOW).await.unwrap());
+    assert!(store.retry_in_doubt(grant.id, 1, owner, NOW).await.unwrap().is_none());
     assert!(matches!(state(store, &grant).await, GrantState::Ended { reason: EndReason::Revoked, .. }));
 }
 
@@ -164,7 +171,7 @@ pub async fn an_end_guards_the_generation(store: &dyn Store) {
     let grant = stored_grant(store).await;
     store.finish_refresh(grant.id, 1, &ehr_tokens(2), None, NOW).await.unwrap();
     assert!(!store.end_grant(grant.id, EndReason::Dead, Some(1), &[revocation()], NOW).await.unwrap());
-    assert!(store.due_revocations(NOW, 10).await.unwrap().is_empty());
+    assert!(store.take_revocations(NOW, at(60), 10).await.unwrap().is_empty());
     assert!(store.end_grant(grant.id, EndReason::Dead, Some(2), &[], NOW).await.unwrap());
     assert!(!store.end_grant(grant.id, EndReason::Revoked, None, &[], NOW).await.unwrap(), "the first reason stays");
     assert!(matches!(state(store, &grant).await, GrantState::Ended { reason: EndReason::Dead, .. }));

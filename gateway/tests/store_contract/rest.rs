@@ -58,20 +58,43 @@ pub async fn revocations_are_done_or_tried_again(store: &dyn Store) {
     later.not_before = at(10);
     let both = [soon.clone(), later.clone()];
     store.end_grant(grant.id, EndReason::Logout, None, &both, NOW).await.unwrap();
-    let due = store.due_revocations(NOW, 10).await.unwrap();
+    let due = store.take_revocations(NOW, at(120), 10).await.unwrap();
     assert_eq!(due.len(), 1);
     assert_eq!((due[0].id, &due[0].token, due[0].attempts), (soon.id, &soon.token, 0));
+    assert_eq!(due[0].fingerprint, soon.fingerprint);
     // Repeated, it counts once.
     for _ in 0..2 {
         store.settle_revocation(soon.id, Some(at(60))).await.unwrap();
     }
-    assert!(store.due_revocations(at(9), 10).await.unwrap().is_empty());
-    assert_eq!(store.due_revocations(at(60), 1).await.unwrap()[0].id, later.id, "the longest due comes first");
+    assert!(store.take_revocations(at(9), at(120), 10).await.unwrap().is_empty());
+    let first = store.take_revocations(at(60), at(120), 1).await.unwrap();
+    assert_eq!(first[0].id, later.id, "the longest due comes first");
     for _ in 0..2 {
         store.settle_revocation(later.id, None).await.unwrap();
     }
-    let due = store.due_revocations(at(60), 10).await.unwrap();
+    let due = store.take_revocations(at(60), at(120), 10).await.unwrap();
     assert_eq!((due.len(), due[0].id, due[0].attempts), (1, soon.id, 1));
+}
+
+/// However many ask, each is given to one; and again to somebody where that one did not settle it.
+pub async fn a_revocation_is_taken_by_one(store: &dyn Store) {
+    let all: Vec<_> = (0..40).map(|_| revocation()).collect();
+    store.add_revocations(&all).await.unwrap();
+    let taken = join_all((0..20).map(|_| store.take_revocations(NOW, at(60), 5))).await;
+    let mut ids: Vec<_> = taken.into_iter().flat_map(Result::unwrap).map(|it| it.id).collect();
+    ids.sort();
+    let mut wanted: Vec<_> = all.iter().map(|it| it.id).collect();
+    wanted.sort();
+    // Who meets another's choice may be given fewer: what is left is taken next.
+    while ids.len() < wanted.len() {
+        let rest = store.take_revocations(NOW, at(60), 40).await.unwrap();
+        assert!(!rest.is_empty(), "{} of {} were given to anybody", ids.len(), wanted.len());
+        ids.extend(rest.iter().map(|it| it.id));
+        ids.sort();
+    }
+    assert_eq!(ids, wanted);
+    assert!(store.take_revocations(at(59), at(120), 40).await.unwrap().is_empty());
+    assert_eq!(store.take_revocations(at(60), at(120), 100).await.unwrap().len(), 40);
 }
 
 pub async fn what_expired_is_forgotten(store: &dyn Store) {

@@ -182,6 +182,7 @@ pub fn revocation() -> Revocation {
         id: uuid(),
         site: "general".parse().unwrap(),
         registration: "viewer-epic".parse().unwrap(),
+        fingerprint: Some("epic|client|/oauth/callback/viewer-epic".into()),
         token: format!("refresh-{CANARY}").into(),
         hint: "refresh_token".into(),
         attempts: 0,

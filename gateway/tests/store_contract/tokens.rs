@@ -81,7 +81,7 @@ pub async fn a_new_authorization_takes_the_place(store: &dyn Store) {
     for living in [&stays, &unknown, &nobody, &new] {
         assert_eq!(state(store, living).await, GrantState::Live);
     }
-    let revocations = store.due_revocations(NOW, 10).await.unwrap();
+    let revocations = store.take_revocations(NOW, at(60), 10).await.unwrap();
     assert_eq!(revocations.len(), 1);
     assert_eq!(Some(&revocations[0].token), old.tokens.refresh.as_ref());
 }
@@ -107,7 +107,7 @@ pub async fn one_redeems_and_the_rest_end_the_grant(store: &dyn Store) {
     for tokens in &offers {
         assert!(store.access_token(tokens.access.hash, NOW).await.unwrap().is_none());
     }
-    assert_eq!(store.due_revocations(NOW, 10).await.unwrap().len(), 1);
+    assert_eq!(store.take_revocations(NOW, at(60), 10).await.unwrap().len(), 1);
     assert!(store.code(hash, at(3600)).await.unwrap().unwrap().redeemed, "a used code is remembered");
 }
 
@@ -192,7 +192,7 @@ pub async fn the_grace_ends_with_its_time(store: &dyn Store) {
     rotate(store, refresh_of(&first), &new_tokens(grant.id), 0).await;
     assert!(matches!(rotate(store, refresh_of(&first), &new_tokens(grant.id), 31).await, Rotated::Replayed(_)));
     ended_by(store, &grant, EndReason::RefreshReplay).await;
-    assert_eq!(store.due_revocations(at(31), 10).await.unwrap().len(), 1);
+    assert_eq!(store.take_revocations(at(31), at(60), 10).await.unwrap().len(), 1);
 }
 
 pub async fn the_grace_ends_with_the_successors_use(store: &dyn Store) {

@@ -5,7 +5,7 @@ use mantel_adapters::profile::Meaning;
 use super::world::*;
 use crate::{
     custody::{CustodyFault, RefreshAnswer, RefreshOutcome},
-    store::{EndReason, GrantState, Revocation, Store as _},
+    store::{EndReason, GrantState, Store as _},
 };
 
 fn ended(reason: EndReason) -> CustodyFault {
@@ -55,7 +55,7 @@ async fn a_revocation_in_flight_wins_and_the_new_tokens_are_revoked() {
         open.send(Reply::Fair).ok().unwrap();
     });
     assert_eq!(served.unwrap_err(), ended(EndReason::Revoked));
-    let revocations: Vec<Revocation> = world.store.due_revocations(world.now(), 10).await.unwrap();
+    let revocations = world.revocations().await;
     assert_eq!(revocations.len(), 1);
     assert_eq!((&revocations[0].token, revocations[0].hint.as_str()), (&"refresh-2".into(), "refresh_token"));
     assert_eq!(world.counted().refreshes.get(&RefreshOutcome::Dropped), Some(&1));
@@ -154,5 +154,5 @@ async fn an_idle_session_ends_and_is_revoked() {
     world.until(|counted| counted.ended == [EndReason::SessionEnded]).await;
     world.landed().await;
     assert_eq!(world.bearer(grant).await.unwrap_err(), ended(EndReason::SessionEnded));
-    assert_eq!(world.store.due_revocations(world.now(), 10).await.unwrap()[0].token, "refresh-1".into());
+    assert_eq!(world.revocations().await[0].token, "refresh-1".into());
 }

@@ -20,14 +20,14 @@ use crate::{
     clock::{Clock as _, Instant, TestClock, Timestamp},
     config::{Base, SealKey},
     custody::{
-        Bearer, Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, Policies, RefreshAnswer,
+        Bearer, Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
         RefreshOutcome, SessionLimits, TokenEndpoint,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4, uuid7},
     secret::{Secret, TokenHash},
     store::{
-        BootId, Code, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, LaunchId, SharedStore, Store as _,
-        sealing::Sealer, sqlite::Sqlite,
+        BootId, Code, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, LaunchId, Revocation, SharedStore,
+        Store as _, sealing::Sealer, sqlite::Sqlite,
     },
 };
 
@@ -155,6 +155,7 @@ pub struct Counted {
     pub ended: Vec<EndReason>,
     pub joined: usize,
     pub kept: usize,
+    pub leases: BTreeMap<&'static str, usize>,
 }
 
 #[derive(Default)]
@@ -174,6 +175,10 @@ impl CustodyEvents for Counter {
 
     fn joined(&self) {
         self.0.send_modify(|counted| counted.joined += 1);
+    }
+
+    fn lease(&self, mark: LeaseMark) {
+        self.0.send_modify(|counted| *counted.leases.entry(mark.text()).or_default() += 1);
     }
 
     fn kept(&self) {
@@ -336,6 +341,11 @@ impl World {
 
     pub async fn stored(&self, grant: GrantId) -> Grant {
         self.store.grant(grant).await.unwrap().unwrap()
+    }
+
+    /// What is to be revoked at the EHR.
+    pub async fn revocations(&self) -> Vec<Revocation> {
+        self.store.take_revocations(self.now(), self.now().after(secs(60)), 10).await.unwrap()
     }
 
     pub fn counted(&self) -> Counted {

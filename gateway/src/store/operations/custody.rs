@@ -43,7 +43,7 @@ pub(super) async fn begin(
     .or_fault()?;
     match won {
         Some((fence,)) => Ok(Beginning::Won { fence }),
-        None => stands(on, id, Some(generation), |lease| lease.owner == owner).await,
+        None => stands(on, id, Some(generation), |_| true).await,
     }
 }
 
@@ -215,19 +215,19 @@ pub(super) async fn retry(
     generation: i64,
     owner: BootId,
     now: Timestamp,
-) -> StoreResult<bool> {
+) -> StoreResult<Option<i64>> {
     // The same owner at the same time is the same call again.
-    let noted = sqlx::query(
+    let noted: Option<(i64,)> = sqlx::query_as(
         "UPDATE grants SET retried_at = $1, retried_by = $2, lease_owner = $2, fence = fence + 1, beat = 0 \
          WHERE id = $3 AND generation = $4 AND state = 'in_doubt' \
-         AND (retried_at IS NULL OR (retried_at = $1 AND retried_by = $2))",
+         AND (retried_at IS NULL OR (retried_at = $1 AND retried_by = $2)) RETURNING fence",
     )
     .bind(now.0)
     .bind(owner.0.as_bytes().as_slice())
     .bind(id.0.as_bytes().as_slice())
     .bind(generation)
-    .execute(on)
+    .fetch_optional(on)
     .await
     .or_fault()?;
-    Ok(noted.rows_affected() == 1)
+    Ok(noted.map(|(fence,)| fence))
 }

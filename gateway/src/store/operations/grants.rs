@@ -185,10 +185,10 @@ pub(super) async fn end(
     now: Timestamp,
 ) -> StoreResult<bool> {
     let key = id.0.as_bytes().as_slice();
-    let ended: Option<(String, String, Option<Vec<u8>>)> = sqlx::query_as(
+    let ended: Option<(String, String, String, Option<Vec<u8>>)> = sqlx::query_as(
         "UPDATE grants SET state = 'ended', ended_at = $1, end_reason = $2, lease_owner = NULL \
          WHERE id = $3 AND state <> 'ended' AND generation = COALESCE($4, generation) \
-         RETURNING site, registration, tokens",
+         RETURNING site, registration, fingerprint, tokens",
     )
     .bind(now.0)
     .bind(reason.text())
@@ -197,14 +197,14 @@ pub(super) async fn end(
     .fetch_optional(&mut *on)
     .await
     .or_fault()?;
-    let Some((site, registration, tokens)) = ended else { return Ok(false) };
+    let Some((site, registration, fingerprint, tokens)) = ended else { return Ok(false) };
     let revocations = match (revoke, tokens) {
         (Revoke::These(revocations), _) => revocations,
         (Revoke::Its, None) => Vec::new(),
         // Tokens that cannot be read cannot be revoked either; the end must not fail for it.
         (Revoke::Its, Some(sealed)) => match records::open_tokens(sealer, key, &sealed) {
             Ok(tokens) => {
-                let revocation = records::revocation_of(&site, &registration, id, &tokens, now)?;
+                let revocation = records::revocation_of(&site, &registration, fingerprint, id, &tokens, now)?;
                 let body = records::seal_revocation(sealer, &revocation)?;
                 vec![(revocation, body)]
             }

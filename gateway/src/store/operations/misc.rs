@@ -108,11 +108,19 @@ pub(super) async fn add_revocations(on: &mut Connection, revocations: Vec<(Revoc
 
 type OutboxColumns = (Vec<u8>, i64, i64, i64, Vec<u8>);
 
-pub(super) async fn due_revocations(on: &mut Connection, now: Timestamp, limit: u32) -> StoreResult<Vec<OutboxRow>> {
+pub(super) async fn take_revocations(
+    on: &mut Connection,
+    now: Timestamp,
+    again: Timestamp,
+    limit: u32,
+) -> StoreResult<Vec<OutboxRow>> {
+    // The condition stands twice: of two that chose the same rows, the second finds them taken as it locks them.
     let rows: Vec<OutboxColumns> = sqlx::query_as(
-        "SELECT id, format, not_before, attempts, body FROM outbox WHERE kind = 'revocation' AND not_before <= $1 \
-         ORDER BY not_before, id LIMIT $2",
+        "UPDATE outbox SET not_before = $1 WHERE not_before <= $2 AND id IN (SELECT id FROM outbox \
+         WHERE kind = 'revocation' AND not_before <= $2 ORDER BY not_before, id LIMIT $3) \
+         RETURNING id, format, not_before, attempts, body",
     )
+    .bind(again.0)
     .bind(now.0)
     .bind(i64::from(limit))
     .fetch_all(on)

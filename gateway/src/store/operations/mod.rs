@@ -2,7 +2,7 @@
 //!
 //! Each engine includes this module by its path and names, beside it, its `Connection` and `Row`, its `fault`s, its
 //! `DIALECT`, the list of its `TABLES`, how it is `locking` rows, and its `Backend`, whose `engine` runs an operation
-//! in one transaction.
+//! in one transaction, and whose `SHARED` says whether other processes may work on the same store.
 //!
 //! With several writers a transaction sees what others commit between its statements (READ COMMITTED), or is
 //! refused and run again (SERIALIZABLE). So what is read to be written ends with `locking!()`, or the write itself
@@ -93,6 +93,10 @@ macro_rules! on {
 
 #[async_trait]
 impl Store for Backend {
+    fn shared(&self) -> bool {
+        Self::SHARED
+    }
+
     async fn keep_ehr_launch(&self, ours: TokenHash, launch: &EhrLaunch) -> StoreResult<()> {
         let body = records::seal_ehr_launch(&self.sealer, ours, launch)?;
         let expires = launch.expires;
@@ -278,7 +282,13 @@ impl Store for Backend {
         on!(self.write, custody::abandon(id, consumed, owner)).await
     }
 
-    async fn retry_in_doubt(&self, id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> StoreResult<bool> {
+    async fn retry_in_doubt(
+        &self,
+        id: GrantId,
+        generation: i64,
+        owner: BootId,
+        now: Timestamp,
+    ) -> StoreResult<Option<i64>> {
         on!(self.write, custody::retry(id, generation, owner, now)).await
     }
 
@@ -330,8 +340,8 @@ impl Store for Backend {
         on!(self.write, misc::add_revocations(sealed)).await
     }
 
-    async fn due_revocations(&self, now: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>> {
-        let rows = on!(self.read, misc::due_revocations(now, limit)).await?;
+    async fn take_revocations(&self, now: Timestamp, again: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>> {
+        let rows = on!(self.write, misc::take_revocations(now, again, limit)).await?;
         rows.iter().map(|row| row.open(&self.sealer)).collect()
     }
 

@@ -43,6 +43,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
+    const SHARED: bool = true;
+
     /// Opens the database that a URL names (`postgres://user@host/database?…`), and makes its tables if it is
     /// empty.
     ///

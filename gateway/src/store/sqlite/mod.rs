@@ -36,6 +36,9 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
+    /// The lock on the file keeps other processes out.
+    const SHARED: bool = false;
+
     /// Opens a file, made if it is missing, or a database in memory for tests.
     ///
     /// # Errors

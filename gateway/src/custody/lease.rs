@@ -1,0 +1,237 @@
+//! The lease: one refresh at a time among processes (`custody.md`, "One refresh at a time, everywhere").
+//!
+//! ```text
+//! intent ── won ─────────────────────────────► the request, and beats while it works
+//!    ▲ └── lost to another ─► watch ─ moved ──► its answer
+//!    │                          │
+//!    └── each third of a TTL ───┤
+//!                               └ stood still ► doubt ─ may act ─► take over ─► the request
+//! ```
+//!
+//! A lease only spares the EHR a second request. What holds a grant together is the generation: an answer is
+//! stored by what it consumed, whoever holds the lease by then.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Inner, LeaseMark,
+    entry::Entry,
+    machine::{Action, Cause, Doubt, Event, LATE_WINNER, LEASE_TTL, patience},
+    outcome::{Attempt, RefreshOutcome},
+    refresh::{Case, Landing},
+};
+use crate::{
+    clock::{Instant, Timestamp},
+    store::{Begun, EndReason, GrantState, Lease},
+};
+
+/// Three beats in a lease's life: one may be late, one may be lost.
+const BEAT: Duration = Duration::from_secs(LEASE_TTL.as_secs() / 3);
+
+/// Between looks at a grant that another process is at: soon at first, since most refreshes take less than a
+/// second, then so often as who waits would notice.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const WAITED_FOR: Duration = Duration::from_millis(500);
+const UNNOTICED: Duration = Duration::from_secs(2);
+
+/// Leave to send, recorded.
+pub(super) struct Intent {
+    pub attempt: Attempt,
+    /// Of the lease; none: there was no telling.
+    fence: Option<i64>,
+}
+
+/// An intent without a result.
+#[derive(Clone, Copy)]
+struct Unfinished {
+    since: Timestamp,
+    retried: bool,
+}
+
+impl Inner {
+    fn shared(&self) -> bool {
+        self.context.store.shared()
+    }
+
+    /// Records the intent; nothing is sent unless that is durable. Waits while another process is at it.
+    pub(super) async fn intend(&self, entry: &Entry, case: &Case) -> Result<Intent, Landing> {
+        let grant = &case.grant;
+        let give_up = self.now() + self.context.token_timeout + LATE_WINNER + LEASE_TTL;
+        let mut unfinished = match grant.state {
+            GrantState::InDoubt { since, retried } => Some(Unfinished { since, retried }),
+            _ => None,
+        };
+        while self.now() < give_up {
+            let wall = self.context.clock.now();
+            let begun = self.context.store.begin_refresh(grant.id, grant.generation, self.context.boot, wall).await;
+            let lease = match begun {
+                Ok(Begun::Won { fence }) => return Ok(Intent { attempt: Attempt::First, fence: Some(fence) }),
+                Ok(Begun::Lost(lease)) => lease,
+                Ok(Begun::Moved(grant)) => {
+                    self.count(case, RefreshOutcome::Moved);
+                    return Err(self.moved(*grant));
+                }
+                Ok(Begun::Ended(reason)) => return Err(Landing::Ended(reason)),
+                Ok(Begun::InDoubt { .. }) => return Err(self.held(entry, Cause::Elsewhere, None)),
+                Err(error) => {
+                    // It may have been written, and no request is behind it.
+                    entry.idle_intent.store(true, Ordering::Relaxed);
+                    self.count(case, RefreshOutcome::StoreAway);
+                    return Err(self.store_away(entry, &error));
+                }
+            };
+            let until = match self.living(entry, lease, unfinished)? {
+                Some(until) => until,
+                // An earlier request of this process, or of one that does not show itself: no result came of it.
+                None => {
+                    if lease.owner == self.context.boot && entry.idle_intent.load(Ordering::Relaxed) {
+                        return Ok(Intent { attempt: Attempt::First, fence: Some(lease.fence) });
+                    }
+                    let known = match unfinished {
+                        Some(known) => known,
+                        None => self.look(entry, case).await?,
+                    };
+                    match self.doubt(entry, case, lease, known).await? {
+                        Doubtful::Act(intent) => return Ok(intent),
+                        Doubtful::Wait(until) => until,
+                    }
+                }
+            };
+            unfinished = Some(self.watch(entry, case, until.min(self.now() + BEAT)).await?);
+        }
+        Err(self.held(entry, Cause::Elsewhere, None))
+    }
+
+    /// Until when a lease must be watched, since its owner may be at work. None: nobody is.
+    fn living(&self, entry: &Entry, lease: Lease, known: Option<Unfinished>) -> Result<Option<Instant>, Landing> {
+        if lease.owner == self.context.boot {
+            return Ok(None);
+        }
+        let patience = patience(self.shared(), known.is_some_and(|it| it.retried));
+        match entry.step(Event::Contested { lease, patience }, self.now()).0 {
+            Action::Watch(until) => Ok(Some(until)),
+            Action::Over(reason) => Err(Landing::Ended(reason)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Looks at the store until a time: the winner's answer is there as soon as it is stored.
+    async fn watch(&self, entry: &Entry, case: &Case, until: Instant) -> Result<Unfinished, Landing> {
+        let mut distance = FIRST_LOOK;
+        loop {
+            let now = self.now();
+            let next = (now + distance).min(until);
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(self.held(entry, Cause::Elsewhere, None)),
+                () = tokio::time::sleep_until(next) => {}
+            }
+            let unfinished = self.look(entry, case).await?;
+            if next >= until {
+                return Ok(unfinished);
+            }
+            let longest = if entry.alive(now).is_some() { UNNOTICED } else { WAITED_FOR };
+            distance = distance.saturating_mul(2).min(longest);
+        }
+    }
+
+    /// What has become of a grant that another process is at.
+    async fn look(&self, entry: &Entry, case: &Case) -> Result<Unfinished, Landing> {
+        let grant = match self.context.store.grant(entry.id).await {
+            Ok(Some(grant)) => grant,
+            Ok(None) => return Err(Landing::Ended(EndReason::Expired)),
+            Err(error) => return Err(self.store_away(entry, &error)),
+        };
+        match grant.state {
+            GrantState::Ended { reason, .. } => Err(Landing::Ended(reason)),
+            _ if grant.generation != case.grant.generation => {
+                self.count(case, RefreshOutcome::Moved);
+                Err(self.moved(grant))
+            }
+            GrantState::InDoubt { since, retried } => Ok(Unfinished { since, retried }),
+            // Its request came to nothing: what keeps it from the EHR will keep us, for a moment at least.
+            GrantState::Live => Err(self.held(entry, Cause::Passing, None)),
+        }
+    }
+
+    /// After an unknown outcome: whether the old refresh token may be tried now. `lease`: ours, or one that was
+    /// seen to stand still; it is taken over only to act.
+    async fn doubt(&self, entry: &Entry, case: &Case, lease: Lease, known: Unfinished) -> Result<Doubtful, Landing> {
+        let (now, wall) = (self.now(), self.context.clock.now());
+        let doubt = Doubt::new(&case.rules, entry.expires(), known.since.until(wall), now);
+        if !doubt.in_grace(now) && now < doubt.try_at {
+            return if doubt.look_at <= now {
+                Ok(Doubtful::Wait(doubt.try_at))
+            } else {
+                Err(Landing::Doubtful { doubt, caller: self.old(entry) })
+            };
+        }
+        let mut fence = lease.fence;
+        let Unfinished { mut retried, .. } = known;
+        if lease.owner != self.context.boot {
+            match self.context.store.take_over(entry.id, lease, self.context.boot, wall).await {
+                Ok(Begun::InDoubt { retried: by_now, .. }) => (fence, retried) = (fence.saturating_add(1), by_now),
+                Ok(Begun::Ended(reason)) => return Err(Landing::Ended(reason)),
+                Ok(Begun::Moved(grant)) => {
+                    self.count(case, RefreshOutcome::Moved);
+                    return Err(self.moved(*grant));
+                }
+                // It showed itself after all, or somebody was faster.
+                Ok(Begun::Lost(_) | Begun::Won { .. }) => return Ok(Doubtful::Wait(now + BEAT)),
+                Err(error) => return Err(self.store_away(entry, &error)),
+            }
+            tracing::warn!(grant = %entry.id, from = %lease.owner, "a refresh was taken over from a process that does not show itself");
+            self.context.events.lease(LeaseMark::TakenOver);
+        }
+        if doubt.in_grace(now) {
+            return Ok(Doubtful::Act(Intent { attempt: Attempt::InGrace, fence: Some(fence) }));
+        }
+        let grant = &case.grant;
+        if retried {
+            self.count(case, RefreshOutcome::LostRotation);
+            return Err(self.end_dead(entry, case, EndReason::LostRotation).await);
+        }
+        let noted = self
+            .insist(|| self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.boot, wall))
+            .await;
+        match noted {
+            Ok(Some(fence)) => Ok(Doubtful::Act(Intent { attempt: Attempt::Last, fence: Some(fence) })),
+            Ok(None) => Err(self.held(entry, Cause::Elsewhere, None)),
+            Err(error) => Err(self.store_away(entry, &error)),
+        }
+    }
+
+    /// Shows, until what it returns is dropped, that this process is at a grant. A beat that fails stops
+    /// nothing: the answer is taken whoever holds the lease.
+    pub(super) fn beating(&self, case: &Case, intent: &Intent) -> Option<AbortOnDropHandle<()>> {
+        let fence = intent.fence.filter(|_| self.shared())?;
+        let (store, events, boot) = (self.context.store.clone(), self.context.events.clone(), self.context.boot);
+        let (id, generation) = (case.grant.id, case.grant.generation);
+        let beats = async move {
+            loop {
+                tokio::time::sleep(BEAT).await;
+                match store.beat(id, boot, fence).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => tracing::warn!(grant = %id, %error, "a beat of a refresh under way failed"),
+                }
+            }
+            // Either our own answer has just been stored, or the lease is another's.
+            let current = store.grant(id).await;
+            if matches!(current, Ok(Some(grant)) if grant.generation == generation && matches!(grant.state, GrantState::InDoubt { .. }))
+            {
+                tracing::warn!(grant = %id, "a refresh under way was taken over by another process");
+                events.lease(LeaseMark::Lost);
+            }
+        };
+        Some(AbortOnDropHandle::new(self.context.handle.spawn(beats)))
+    }
+}
+
+/// What is to be done about an unfinished refresh.
+enum Doubtful {
+    Act(Intent),
+    /// Look again until then.
+    Wait(Instant),
+}
