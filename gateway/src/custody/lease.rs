@@ -63,6 +63,7 @@ impl Inner {
             GrantState::InDoubt { since, retried } => Some(Unfinished { since, retried }),
             _ => None,
         };
+        let mut distance = FIRST_LOOK;
         while self.now() < give_up {
             let wall = self.context.clock.now();
             let begun = self.context.store.begin_refresh(grant.id, grant.generation, self.context.boot, wall).await;
@@ -99,7 +100,7 @@ impl Inner {
                     }
                 }
             };
-            unfinished = Some(self.watch(entry, case, until.min(self.now() + BEAT)).await?);
+            unfinished = Some(self.watch(entry, case, until.min(self.now() + BEAT), &mut distance).await?);
         }
         Err(self.held(entry, Cause::Elsewhere, None))
     }
@@ -118,11 +119,16 @@ impl Inner {
     }
 
     /// Looks at the store until a time: the winner's answer is there as soon as it is stored.
-    async fn watch(&self, entry: &Entry, case: &Case, until: Instant) -> Result<Unfinished, Landing> {
-        let mut distance = FIRST_LOOK;
+    async fn watch(
+        &self,
+        entry: &Entry,
+        case: &Case,
+        until: Instant,
+        distance: &mut Duration,
+    ) -> Result<Unfinished, Landing> {
         loop {
             let now = self.now();
-            let next = (now + distance).min(until);
+            let next = (now + *distance).min(until);
             tokio::select! {
                 () = self.stop.cancelled() => return Err(self.held(entry, Cause::Elsewhere, None)),
                 () = tokio::time::sleep_until(next) => {}
@@ -132,7 +138,7 @@ impl Inner {
                 return Ok(unfinished);
             }
             let longest = if entry.alive(now).is_some() { UNNOTICED } else { WAITED_FOR };
-            distance = distance.saturating_mul(2).min(longest);
+            *distance = distance.saturating_mul(2).min(longest);
         }
     }
 

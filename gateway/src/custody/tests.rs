@@ -3,4 +3,7 @@
 mod doubt;
 mod ends;
 mod flow;
+mod lease;
+mod link;
+mod many;
 mod world;

@@ -161,6 +161,12 @@ pub struct Counted {
 #[derive(Default)]
 pub struct Counter(watch::Sender<Counted>);
 
+impl Counter {
+    pub fn counted(&self) -> Counted {
+        self.0.borrow().clone()
+    }
+}
+
 impl CustodyEvents for Counter {
     fn refresh(&self, vendor: &VendorId, _site: &SiteId, outcome: RefreshOutcome) {
         assert_eq!(vendor.as_str(), "epic");
@@ -205,8 +211,8 @@ pub struct World {
     pub ehr: Arc<Ehr>,
     pub counter: Arc<Counter>,
     pub profile: Arc<Profile>,
-    clock: Arc<TestClock>,
-    entropy: SharedEntropy,
+    pub clock: Arc<TestClock>,
+    pub entropy: SharedEntropy,
     pub boot: BootId,
     _time: HeldTime,
 }
@@ -349,7 +355,7 @@ impl World {
     }
 
     pub fn counted(&self) -> Counted {
-        self.counter.0.borrow().clone()
+        self.counter.counted()
     }
 
     pub async fn until(&self, is: impl FnMut(&Counted) -> bool) {
