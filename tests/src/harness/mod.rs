@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod postgres;
+pub mod wire;
 
 use std::{
     collections::BTreeMap,

@@ -50,7 +50,7 @@ pub enum Stop {
     Fast,
     /// At once; the next start recovers from the write-ahead log.
     Immediate,
-    /// `kill -9` of the postmaster.
+    /// `kill -9` of all of its processes.
     Kill,
 }
 
@@ -149,7 +149,7 @@ impl Postgres {
     /// When it does not stop.
     pub async fn stop(&self, how: Stop) -> Result<()> {
         let server = self.0.clone();
-        spawn_blocking(move || server.supervisor().stop(how)).await?
+        spawn_blocking(move || server.stop(how)).await?
     }
 
     /// After [`Postgres::stop`]; waits until it takes statements.
@@ -241,6 +241,21 @@ impl Server {
         Ok(())
     }
 
+    fn stop(&self, how: Stop) -> Result<()> {
+        let mut supervisor = self.supervisor();
+        let postmaster = supervisor.pid.context("PostgreSQL is not running")?;
+        let orphans = if how == Stop::Kill { children(postmaster)? } else { Vec::new() };
+        supervisor.stop(how)?;
+        for pid in &orphans {
+            signal("-KILL", *pid)?;
+        }
+        // While one of them lives, no other postmaster starts on its memory.
+        while orphans.iter().any(|pid| alive(*pid)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     fn psql(&self, database: &str, sql: &str) -> Command {
         let mut psql = Command::new(self.binaries.join("psql"));
         psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", ROLE, "-d", database, "-c", sql]);
@@ -250,13 +265,12 @@ impl Server {
     }
 
     /// Its processes: each backend leads a session of its own, so there is no group to signal.
-    fn signal_all(&self, signal: &str) -> Result<()> {
+    fn signal_all(&self, name: &str) -> Result<()> {
         let postmaster = self.supervisor().pid.context("PostgreSQL is not running")?;
-        let kill = |pid: u32| Command::new("kill").arg(signal).arg(pid.to_string()).stderr(Stdio::null()).status();
         // The postmaster first, so that it forks no more; a backend that is gone by now needs no signal.
-        ensure!(kill(postmaster)?.success(), "no postmaster {postmaster}");
+        ensure!(signal(name, postmaster)?, "no postmaster {postmaster}");
         for pid in children(postmaster)? {
-            kill(pid)?;
+            signal(name, pid)?;
         }
         Ok(())
     }
@@ -391,20 +405,30 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Whether there was such a process.
+fn signal(name: &str, pid: u32) -> Result<bool> {
+    let mut kill = Command::new("kill");
+    Ok(kill.arg(name).arg(pid.to_string()).stderr(Stdio::null()).status().context("`kill` does not start")?.success())
+}
+
 /// The processes whose parent is this one.
 fn children(of: u32) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // One that has ended meanwhile has no file.
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        // After the name, which may hold anything: the state, and the parent.
-        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
-        if parent == Some(of) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(pids.filter(|pid| state(*pid).is_some_and(|(_, parent)| parent == of)).collect())
+}
+
+/// A zombie is dead.
+fn alive(pid: u32) -> bool {
+    state(pid).is_some_and(|(state, _)| state != 'Z')
+}
+
+/// A process's state and parent; none once it has ended.
+fn state(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // They stand after the name, which may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut words = rest.split_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
