@@ -63,7 +63,7 @@ pub struct Arguments {
 /// So long a caller waits.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn tell(line: Line) {
+fn tell(line: &Line) {
     let text = format!("{line}\n");
     // One write, since the text ends the line; a parent that has gone is told nothing.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
@@ -103,7 +103,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         policies: words,
         token_timeout: timeouts.token,
     });
-    tell(Line::Ready);
+    tell(&Line::Ready);
     if arguments.settle {
         return settle(&custody, &store, arguments.logins).await;
     }
@@ -127,7 +127,7 @@ async fn inventory(store: &SharedStore, config: &Config, logins: u32) -> Result<
         after = Some(last.id);
         for grant in &page {
             let number = number_of(grant.id)?;
-            tell(Line::held(number, grant));
+            tell(&Line::held(number, grant));
             *found.get_mut(usize::try_from(number)?).context("a login that nobody opened")? = true;
             if grant.state == GrantState::Live {
                 let left = LIFETIME.saturating_sub(grant.tokens.received.until(wall));
@@ -148,14 +148,14 @@ async fn inventory(store: &SharedStore, config: &Config, logins: u32) -> Result<
 
 async fn create(store: &SharedStore, kind: &Kind, number: u32, wall: Timestamp, now: Instant) -> Result<Option<Ripe>> {
     if let Some(grant) = store.grant(id_of(number)).await? {
-        tell(Line::held(number, &grant));
+        tell(&Line::held(number, &grant));
         return Ok(None);
     }
     let received = wall.before(LIFETIME);
     let grant =
         kind.grant(number, grants::tokens(access_token(number, 1), refresh_token(number, 1), received, LIFETIME));
     grants::create(store, &grant).await?;
-    tell(Line::held(number, &grant));
+    tell(&Line::held(number, &grant));
     Ok(Some((number, 1, now)))
 }
 
@@ -188,14 +188,14 @@ impl Callers {
                 continue;
             };
             tokio::time::sleep_until(at).await;
-            tell(Line::Asked { number, generation });
+            tell(&Line::Asked { number, generation });
             match self.custody.bearer(id_of(number), Instant::now() + PATIENCE).await {
                 Ok(bearer) => {
-                    tell(Line::Shared { number, generation: bearer.generation });
+                    tell(&Line::Shared { number, generation: bearer.generation });
                     self.waiting().push_back((number, bearer.generation, Instant::now() + LIFETIME));
                 }
-                Err(CustodyFault::Ended(reason)) => tell(Line::Ended { number, reason: reason.text().into() }),
-                Err(fault) => tell(Line::Failed { number, fault: format!("{fault:?}") }),
+                Err(CustodyFault::Ended(reason)) => tell(&Line::Ended { number, reason: reason.text().into() }),
+                Err(fault) => tell(&Line::Failed { number, fault: format!("{fault:?}") }),
             }
         }
     }
@@ -214,10 +214,10 @@ async fn settle(custody: &Custody, store: &SharedStore, logins: u32) -> Result<(
         .map(Ok::<_, anyhow::Error>)
         .try_for_each_concurrent(40, |number| async move {
             let Some(grant) = store.grant(id_of(number)).await? else { return Ok(()) };
-            if !matches!(grant.state, GrantState::Ended { .. }) {
-                if let Err(fault) = custody.bearer(grant.id, Instant::now() + PATIENCE).await {
-                    tell(Line::Failed { number, fault: format!("{fault:?}") });
-                }
+            if !matches!(grant.state, GrantState::Ended { .. })
+                && let Err(fault) = custody.bearer(grant.id, Instant::now() + PATIENCE).await
+            {
+                tell(&Line::Failed { number, fault: format!("{fault:?}") });
             }
             Ok(())
         })
@@ -225,10 +225,10 @@ async fn settle(custody: &Custody, store: &SharedStore, logins: u32) -> Result<(
     custody.shutdown().await;
     for number in 0..logins {
         if let Some(grant) = store.grant(id_of(number)).await? {
-            tell(Line::held(number, &grant));
+            tell(&Line::held(number, &grant));
         }
     }
-    tell(Line::Settled);
+    tell(&Line::Settled);
     Ok(())
 }
 
@@ -251,7 +251,7 @@ impl TokenEndpoint for Words {
         let outcome = self.ehrs.refresh(site, Client { client_id, auth }, refresh_token, scope).await;
         let generation = grant.generation;
         if let (Ok(number), TokenOutcome::Answer(_)) = (number_of(grant.id), &outcome) {
-            tell(Line::Received { number, generation });
+            tell(&Line::Received { number, generation });
         }
         match outcome {
             TokenOutcome::Answer(mut answer) => RefreshAnswer::Tokens {
@@ -293,7 +293,7 @@ impl CustodyEvents for Words {
 
     fn ended(&self, grant: &Grant, reason: EndReason) {
         if let Ok(number) = number_of(grant.id) {
-            tell(Line::Ended { number, reason: reason.text().into() });
+            tell(&Line::Ended { number, reason: reason.text().into() });
         }
     }
 
