@@ -33,9 +33,8 @@ use self::{
     flights::{Flights, Seat},
     machine::{Action, Event},
     refresh::Job,
-    wheel::Wheel,
 };
-pub use self::{machine::Cause, outcome::RefreshOutcome};
+pub use self::{machine::Cause, outcome::RefreshOutcome, wheel::Wheel};
 use crate::{
     clock::{Instant, SharedClock},
     entropy::SharedEntropy,

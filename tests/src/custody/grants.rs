@@ -15,15 +15,37 @@ use mantel::{
 use mantel_adapters::site::{AppId, RegistrationId, SiteId};
 use uuid::Uuid;
 
+/// A store of either engine.
+pub struct Opened {
+    pub store: SharedStore,
+    sqlite: Option<Arc<Sqlite>>,
+}
+
 /// Opens a store as a gateway would.
 ///
 /// # Errors
 /// If it cannot be opened.
-pub async fn open(config: &StoreConfig) -> Result<SharedStore> {
+pub async fn open(config: &StoreConfig) -> Result<Opened> {
     let sealer = Arc::new(Sealer::new(&config.seal)?);
     match &config.url {
-        StoreUrl::Sqlite(path) => Ok(Arc::new(Sqlite::open(path.as_deref(), sealer).await?)),
+        StoreUrl::Sqlite(path) => {
+            let sqlite = Arc::new(Sqlite::open(path.as_deref(), sealer).await?);
+            Ok(Opened { store: sqlite.clone(), sqlite: Some(sqlite) })
+        }
         StoreUrl::Postgres(_) => bail!("store.url: PostgreSQL is not served yet; expected sqlite:///path"),
+    }
+}
+
+impl Opened {
+    /// Groups that the embedded store has committed.
+    pub fn commits(&self) -> Option<u64> {
+        self.sqlite.as_ref().map(|sqlite| sqlite.commits())
+    }
+
+    pub async fn close(&self) {
+        if let Some(sqlite) = &self.sqlite {
+            sqlite.close().await;
+        }
     }
 }
 

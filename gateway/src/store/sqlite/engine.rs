@@ -3,7 +3,13 @@
 //! Operations travel to tasks that own a connection each, so that a caller who hangs up, on whichever
 //! runtime, interrupts nothing halfway.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -68,6 +74,8 @@ pub(super) struct Engine {
     writes: Sender,
     /// The writer's, where there is no file to read beside it.
     reads: Sender,
+    /// Groups committed.
+    commits: Arc<AtomicU64>,
     stop: CancellationToken,
     readers: TaskTracker,
     /// Ends after the readers: the last connection to go folds the log into the file, and theirs may not write.
@@ -97,10 +105,19 @@ impl Engine {
             }
             reads = sender;
         }
-        alone.spawn(Writer { connection: writer, again, queue, stop: stop_writer.clone(), _lock: lock }.run());
+        let commits = Arc::<AtomicU64>::default();
+        let writer = Writer {
+            connection: writer,
+            again,
+            queue,
+            commits: commits.clone(),
+            stop: stop_writer.clone(),
+            _lock: lock,
+        };
+        alone.spawn(writer.run());
         beside.close();
         alone.close();
-        Ok(Self { writes, reads, stop, readers: beside, writer: alone, stop_writer })
+        Ok(Self { writes, reads, commits, stop, readers: beside, writer: alone, stop_writer })
     }
 
     pub(super) async fn write<T, F>(&self, work: F) -> StoreResult<T>
@@ -117,6 +134,10 @@ impl Engine {
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, StoreResult<T>> + Send + 'static,
     {
         submit(&self.reads, work).await
+    }
+
+    pub(super) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     /// Commits what is queued, takes no more, and lets the file go.
@@ -161,6 +182,7 @@ struct Writer {
     connection: SqliteConnection,
     again: SqliteConnectOptions,
     queue: Receiver,
+    commits: Arc<AtomicU64>,
     stop: CancellationToken,
     /// Let go after the last commit.
     _lock: Option<Lock>,
@@ -214,6 +236,9 @@ impl Writer {
             Some(error) => Err(error),
             None => self.tell("COMMIT").await,
         };
+        if outcome.is_ok() {
+            self.commits.fetch_add(1, Ordering::Relaxed);
+        }
         for operation in done {
             operation.answer(outcome.clone());
         }

@@ -62,6 +62,11 @@ impl Sqlite {
         let engine = Engine::start(writer, options, readers, lock).await?;
         Ok(Self { engine, sealer })
     }
+
+    /// How many groups were committed: each is one wait for the disk.
+    pub fn commits(&self) -> u64 {
+        self.engine.commits()
+    }
 }
 
 #[cfg(test)]

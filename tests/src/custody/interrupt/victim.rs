@@ -83,7 +83,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let sources = Sources { paths: vec![arguments.config.clone()], environment: Vec::new(), files: Arc::new(Disk) };
     let config = Arc::new(load(&sources).map_err(|faults| anyhow!("{faults}"))?.config);
-    let store = grants::open(&config.store).await?;
+    let store = grants::open(&config.store).await?.store;
     let held = inventory(&store, &config, arguments.logins).await?;
     let clock: SharedClock = Arc::new(Ahead(Duration::from_secs(arguments.ahead)));
     let entropy: SharedEntropy = Arc::new(SystemEntropy::new());
