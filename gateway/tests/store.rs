@@ -16,7 +16,7 @@ use mantel::{
     config::SealKey,
     secret::Secret,
     store::{
-        Begun, EndReason, Finished, GrantId, GrantState, STEPS, Store, StoreError,
+        Begun, EndReason, Finished, GrantId, GrantState, STEPS, Schema, Step, Store, StoreError,
         sealing::{Sealer, seal_successor},
         sqlite::Sqlite,
     },
@@ -305,6 +305,46 @@ async fn a_later_binarys_migration_is_no_fault() {
     let store = open(&path).await;
     assert!(store.grant(grant.id).await.unwrap().is_some());
     stored_grant(&store).await;
+}
+
+#[tokio::test]
+async fn a_migration_half_done_is_named_and_says_what_to_do() {
+    for (spoil, named) in [
+        ("UPDATE _sqlx_migrations SET success = 0 WHERE version = 2", "migration 2 (replicas) was begun and not"),
+        ("DELETE FROM _sqlx_migrations WHERE version = 2", "migration 2 (replicas) finds what it is to make there"),
+        (
+            "UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 1",
+            "migration 1 (begin) was made here in another",
+        ),
+    ] {
+        let (store, dir) = on_disk().await;
+        let path = dir.path().join("mantel.db");
+        store.close().await;
+        tell(&path, spoil).await;
+        let refused = refusal(&path, &[("one", 1)]).await;
+        assert!(matches!(&refused, StoreError::Corrupt(text) if text.contains(named)), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing_behind() {
+    let (store, dir) = on_disk().await;
+    let path = dir.path().join("mantel.db");
+    store.close().await;
+    let broken = Schema::default().and(Step {
+        version: Schema::default().level() + 1,
+        name: "broken",
+        sqlite: "CREATE TABLE half (n INTEGER) STRICT; INSERT INTO half VALUES ('no number');",
+        postgres: "",
+    });
+    let refused = Sqlite::open_with(Some(&path), sealer(&[("one", 1)]), &broken).await.err().expect("it was opened");
+    let named = "(broken) failed and was undone";
+    assert!(matches!(&refused, StoreError::Corrupt(text) if text.contains(named)), "{refused}");
+    let mut connection = beside(&path).await;
+    let half: Vec<(String,)> =
+        sqlx::query_as("SELECT name FROM sqlite_master WHERE name = 'half'").fetch_all(&mut connection).await.unwrap();
+    assert!(half.is_empty());
+    stored_grant(&open(&path).await).await;
 }
 
 #[tokio::test]

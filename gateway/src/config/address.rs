@@ -37,16 +37,7 @@ pub(super) fn is_private(url: &Url) -> bool {
     literal || is_loopback(url)
 }
 
-/// The same as [`is_loopback`] for a URL of another scheme, whose host the parser leaves as it is.
-pub(super) fn is_loopback_name(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    is_localhost(host)
-        || host == "::1"
-        || host == "[::1]"
-        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-fn is_localhost(name: &str) -> bool {
+pub(super) fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 

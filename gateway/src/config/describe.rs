@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use mantel_adapters::profile::DiscoverySource;
 
 use super::{
+    database::Database,
     fault::{Origin, shown, span},
     layers::KeyPath,
     load::Loaded,
@@ -336,10 +337,8 @@ fn app_auth(auth: &AppAuth) -> String {
 
 /// Host and database; neither user, password nor parameters.
 fn postgres(url: &str) -> String {
-    let url = url::Url::parse(url).ok();
-    let host = url.as_ref().and_then(url::Url::host_str).unwrap_or("local socket");
-    let database = url.as_ref().map(url::Url::path).unwrap_or_default();
-    format!("PostgreSQL {host}{database}")
+    let database = url::Url::parse(url).ok().and_then(|url| Database::of(&url).ok());
+    database.map_or_else(|| "PostgreSQL".into(), |database| database.text())
 }
 
 /// The values of a profile, dotted; what is not set has no row, and an empty table no value.

@@ -11,6 +11,7 @@
 mod address;
 mod apps;
 mod cross;
+mod database;
 mod describe;
 mod fault;
 mod layers;

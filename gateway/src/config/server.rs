@@ -6,6 +6,7 @@ use figment::value::Value;
 
 use super::{
     address,
+    database::Database,
     fault::shown,
     model::{Limits, SealKey, Server, ServerTls, StoreConfig, StoreUrl, Telemetry, Timeouts},
     reader::{Context, Given, Table},
@@ -208,9 +209,14 @@ fn store_url(context: &Context<'_>, given: &Given<&Value>, text: &str) -> Option
     }
     match url::Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => {
-            let verified = url.query_pairs().any(|(name, value)| name == "sslmode" && value == "verify-full");
-            let local = url.host_str().is_none_or(str::is_empty) || address::is_loopback_name(&url);
-            if !verified && !local {
+            let database = match Database::of(&url) {
+                Ok(database) => database,
+                Err((what, expected)) => {
+                    context.fault(&given.path, what, expected);
+                    return None;
+                }
+            };
+            if database.is_exposed() {
                 let text =
                     "sslmode is not verify-full: the connection to the database can be read and changed on its way";
                 context.note(&given.path, text);

@@ -31,8 +31,8 @@ pub enum StoreError {
     /// Disk full or read-only. Nothing was written.
     #[error("the store takes no writes: {0}")]
     ReadOnly(String),
-    /// A record that we did not write, or that was changed.
-    #[error("a record of the store cannot be read: {0}")]
+    /// A record or a schema that we did not write, or that was changed.
+    #[error("what the store holds cannot be used: {0}")]
     Corrupt(String),
     /// A record sealed by a key that the configuration does not name. Never *dead*.
     #[error("a record is sealed by key {0:?}, which the configuration does not name: add it to `store.seal`")]
@@ -40,6 +40,21 @@ pub enum StoreError {
     /// The database asks for a newer binary.
     #[error("{0}")]
     Incompatible(String),
+}
+
+impl StoreError {
+    /// The same, and where it arose.
+    fn within(self, place: &str) -> Self {
+        let named = |text: String| format!("{place}: {text}");
+        match self {
+            Self::Unavailable(text) => Self::Unavailable(named(text)),
+            Self::Contended(text) => Self::Contended(named(text)),
+            Self::ReadOnly(text) => Self::ReadOnly(named(text)),
+            Self::Corrupt(text) => Self::Corrupt(named(text)),
+            Self::Incompatible(text) => Self::Incompatible(named(text)),
+            Self::UnknownSealKey(id) => Self::UnknownSealKey(id),
+        }
+    }
 }
 
 pub type StoreResult<T> = Result<T, StoreError>;

@@ -63,12 +63,7 @@ pub(in crate::store) fn explain(error: MigrateError, schema: &Schema) -> StoreEr
             name(version)
         )),
         MigrateError::ExecuteMigration(error, version) => {
-            let text = format!("{} failed and was undone: {error}", name(version));
-            match fault::of(error) {
-                StoreError::ReadOnly(_) => StoreError::ReadOnly(text),
-                StoreError::Unavailable(_) | StoreError::Contended(_) => StoreError::Unavailable(text),
-                _ => StoreError::Corrupt(text),
-            }
+            fault::of(error).within(&format!("{} failed and was undone", name(version)))
         }
         MigrateError::Execute(error) => fault::of(error),
         MigrateError::Dirty(version) => StoreError::Corrupt(format!(

@@ -58,8 +58,10 @@ impl Server {
     }
 
     pub(super) async fn connect(&self, limits: Limits) -> Result<PgConnection, Refused> {
-        let refused =
-            |error: sqlx::Error| Refused { waits: !fault::is_final(&error), error: self.named(fault::of(error)) };
+        let refused = |error: sqlx::Error| Refused {
+            waits: !fault::is_final(&error),
+            error: fault::of(error).within(&self.name),
+        };
         let mut connection = self.options.connect().await.map_err(refused)?;
         let millis = |limit: Duration| limit.as_millis();
         // `remote_apply` is `on` and more. What cannot be written must not be read either: a standby lags.
@@ -81,22 +83,12 @@ impl Server {
         let _ = connection.close().await;
         let why = "it is a standby, or set to be read-only; expected the primary";
         // A failover may still be under way.
-        Err(Refused { waits: true, error: self.named(StoreError::Unavailable(why.into())) })
+        Err(Refused { waits: true, error: StoreError::Unavailable(why.into()).within(&self.name) })
     }
 
     /// It was called, and said nothing.
     pub(super) fn silent(&self, waited: Duration) -> StoreError {
-        self.named(StoreError::Unavailable(format!("no answer within {waited:?}")))
-    }
-
-    fn named(&self, error: StoreError) -> StoreError {
-        let name = |text: String| format!("{}: {text}", self.name);
-        match error {
-            StoreError::ReadOnly(text) => StoreError::ReadOnly(name(text)),
-            StoreError::Unavailable(text) | StoreError::Contended(text) => StoreError::Unavailable(name(text)),
-            StoreError::Corrupt(text) => StoreError::Corrupt(name(text)),
-            other => other,
-        }
+        StoreError::Unavailable(format!("no answer within {waited:?}")).within(&self.name)
     }
 }
 
