@@ -2,14 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use mantel::{
     clock::Timestamp,
     config::{Base, StoreConfig, StoreUrl},
     secret::TokenHash,
     store::{
-        Code, EhrTokens, Grant, GrantFacts, GrantId, GrantState, LaunchId, SharedStore, StoreResult, sealing::Sealer,
-        sqlite::Sqlite,
+        Code, EhrTokens, Grant, GrantFacts, GrantId, GrantState, LaunchId, SharedStore, StoreResult,
+        postgres::Postgres, sealing::Sealer, sqlite::Sqlite,
     },
 };
 use mantel_adapters::site::{AppId, RegistrationId, SiteId};
@@ -32,7 +32,7 @@ pub async fn open(config: &StoreConfig) -> Result<Opened> {
             let sqlite = Arc::new(Sqlite::open(path.as_deref(), sealer).await?);
             Ok(Opened { store: sqlite.clone(), sqlite: Some(sqlite) })
         }
-        StoreUrl::Postgres(_) => bail!("store.url: PostgreSQL is not served yet; expected sqlite:///path"),
+        StoreUrl::Postgres(url) => Ok(Opened { store: Arc::new(Postgres::open(url, sealer).await?), sqlite: None }),
     }
 }
 
@@ -43,9 +43,7 @@ impl Opened {
     }
 
     pub async fn close(&self) {
-        if let Some(sqlite) = &self.sqlite {
-            sqlite.close().await;
-        }
+        self.store.close().await;
     }
 }
 

@@ -15,8 +15,8 @@ use mantel::{
     clock::{Clock, Instant, SharedClock, SystemClock, Timestamp},
     config::{SealKey, StoreConfig, StoreUrl},
     custody::{
-        Custody, CustodyContext, CustodyEvents, GrantPolicy, Policies, RefreshAnswer, RefreshOutcome, TokenEndpoint,
-        Wheel,
+        Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer, RefreshOutcome,
+        TokenEndpoint, Wheel,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4},
     secret::{Secret, TokenHash},
@@ -394,4 +394,6 @@ impl CustodyEvents for Words {
     fn joined(&self) {}
 
     fn kept(&self) {}
+
+    fn lease(&self, _: LeaseMark) {}
 }

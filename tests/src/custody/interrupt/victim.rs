@@ -17,8 +17,8 @@ use mantel::{
     clock::{Clock, Instant, SharedClock, SystemClock, Timestamp},
     config::{Config, Disk, Sources, load},
     custody::{
-        Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, Policies, RefreshAnswer, RefreshOutcome,
-        TokenEndpoint,
+        Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
+        RefreshOutcome, TokenEndpoint,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4},
     secret::Secret,
@@ -302,4 +302,6 @@ impl CustodyEvents for Words {
     fn joined(&self) {}
 
     fn kept(&self) {}
+
+    fn lease(&self, _mark: LeaseMark) {}
 }
