@@ -1,7 +1,6 @@
 //! The composition root: from a checked configuration to a running gateway.
 
 mod collector;
-mod open_store;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,7 +15,6 @@ use mantel_adapters::{
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::open_store::open_store;
 use crate::{
     admin::Admin,
     clock::{SharedClock, SystemClock},
@@ -37,7 +35,7 @@ use crate::{
     secret::Secret,
     session::{Bearers, Mint, Signer},
     store::{
-        BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, Revocation, Schema, SharedStore, StoreError,
+        self, BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, Revocation, Schema, SharedStore, StoreError,
         sealing::Sealer,
     },
     telemetry::{AccessLog, Metrics, traces::Traces},
@@ -145,7 +143,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let metrics = Metrics::new()?;
     let sealer = Arc::new(Sealer::new(&config.store.seal)?);
     let pages = Arc::new(Pages::new(&sealer.derive("paging links")));
-    let store = open_store(&config.store.url, sealer, &schema).await.context("the store cannot be opened")?;
+    let store = store::open(&config.store.url, sealer, &schema).await.context("the store cannot be opened")?;
     let listener = listen::bind(config.server.listen).await?;
     let admin_listener = listen::bind(config.server.admin_listen).await?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);

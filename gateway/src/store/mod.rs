@@ -17,7 +17,8 @@ use async_trait::async_trait;
 pub use model::*;
 pub use schema::{STEPS, Schema, Step};
 
-use crate::{clock::Timestamp, secret::TokenHash};
+use self::sealing::Sealer;
+use crate::{clock::Timestamp, config::StoreUrl, secret::TokenHash};
 
 /// Why the store did not do as it was told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -60,6 +61,17 @@ impl StoreError {
 pub type StoreResult<T> = Result<T, StoreError>;
 
 pub type SharedStore = Arc<dyn Store>;
+
+/// Opens the store that a configuration names, as a binary of that schema would.
+///
+/// # Errors
+/// As [`sqlite::Sqlite::open`] and [`postgres::Postgres::open`].
+pub async fn open(url: &StoreUrl, sealer: Arc<Sealer>, schema: &Schema) -> StoreResult<SharedStore> {
+    Ok(match url {
+        StoreUrl::Sqlite(path) => Arc::new(sqlite::Sqlite::open_with(path.as_deref(), sealer, schema).await?),
+        StoreUrl::Postgres(url) => Arc::new(postgres::Postgres::open_with(url, sealer, schema).await?),
+    })
+}
 
 /// The store's operations.
 #[async_trait]
