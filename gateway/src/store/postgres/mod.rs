@@ -8,6 +8,7 @@ mod connections;
 mod engine;
 mod fault;
 mod open;
+#[allow(clippy::duplicate_mod, reason = "the same SQL, compiled for each engine's driver")]
 #[path = "../operations/mod.rs"]
 mod operations;
 
