@@ -16,7 +16,7 @@ use mantel::{
     config::SealKey,
     secret::Secret,
     store::{
-        Begun, EndReason, Finished, GrantId, GrantState, STEPS, Schema, Step, Store, StoreError,
+        Begun, EndReason, Finished, GrantId, GrantState, STEPS, Schema, SharedStore, Step, Store, StoreError, StoreResult,
         sealing::{Sealer, seal_successor},
         sqlite::Sqlite,
     },
@@ -59,6 +59,34 @@ mod memory {
 mod file {
     crate::contract!(crate::on_disk);
 }
+
+/// A file that processes come to and leave.
+struct File {
+    dir: TempDir,
+    open: std::sync::Mutex<Option<Arc<Sqlite>>>,
+}
+
+impl File {
+    async fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), open: std::sync::Mutex::default() }
+    }
+}
+
+#[async_trait::async_trait(?Send)]
+impl store_contract::rotation::Database for File {
+    async fn open(&self, sealer: Arc<Sealer>) -> StoreResult<SharedStore> {
+        let store = Arc::new(Sqlite::open(Some(&self.dir.path().join("mantel.db")), sealer).await?);
+        *self.open.lock().unwrap() = Some(store.clone());
+        Ok(store)
+    }
+
+    async fn close(&self, _store: SharedStore) {
+        let open = self.open.lock().unwrap().take().unwrap();
+        open.close().await;
+    }
+}
+
+crate::rotation_contract!(crate::File::new);
 
 /// A connection beside the store's.
 async fn beside(path: &Path) -> SqliteConnection {

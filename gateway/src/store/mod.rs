@@ -7,7 +7,9 @@
 mod model;
 pub mod postgres;
 mod records;
+pub mod rotation;
 mod schema;
+mod seal_keys;
 pub mod sealing;
 pub mod sqlite;
 
@@ -16,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 pub use model::*;
 pub use schema::{STEPS, Schema, Step};
+pub use seal_keys::*;
 
 use self::sealing::Sealer;
 use crate::{clock::Timestamp, config::StoreUrl, secret::TokenHash};
@@ -36,7 +39,10 @@ pub enum StoreError {
     #[error("what the store holds cannot be used: {0}")]
     Corrupt(String),
     /// A record sealed by a key that the configuration does not name. Never *dead*.
-    #[error("a record is sealed by key {0:?}, which the configuration does not name: add it to `store.seal`")]
+    #[error(
+        "records of the store are sealed by the key {0:?}, which `store.seal` does not name: add {{ id = {0:?}, file = … }} \
+         to that list, behind its first key"
+    )]
     UnknownSealKey(String),
     /// The database asks for a newer binary.
     #[error("{0}")]
@@ -212,6 +218,27 @@ pub trait Store: Send + Sync {
 
     /// Takes a process that stops off the list.
     async fn forget_replica(&self, boot: BootId) -> StoreResult<()>;
+
+    // ---- seal keys ----
+
+    /// The seal keys that the store knows.
+    async fn seal_keys(&self) -> StoreResult<Vec<KnownSealKey>>;
+
+    /// Says that whoever starts from now on must hold this key; again where it was retired.
+    async fn announce_seal_key(&self, id: &str, proof: &[u8]) -> StoreResult<()>;
+
+    /// Says that whoever starts from now on writes with this key, which was announced. False: it was not.
+    async fn promote_seal_key(&self, id: &str) -> StoreResult<bool>;
+
+    /// Seals anew, by the key that writes here, at most `limit` records of a table that another has sealed,
+    /// behind the record `after` (empty: from the beginning).
+    async fn reseal(&self, table: SealedTable, after: &[u8], limit: u32) -> StoreResult<Resealed>;
+
+    /// What is sealed by which key.
+    async fn seal_usage(&self) -> StoreResult<SealUsage>;
+
+    /// Says that a key is not needed any more, if no record is sealed by it.
+    async fn retire_seal_key(&self, id: &str) -> StoreResult<Retired>;
 
     // ---- the rest ----
 

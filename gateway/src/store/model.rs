@@ -1,7 +1,7 @@
 //! The records that outlive a process. Secrets in them are plain here and sealed at rest; tokens of
 //! ours are never here, only their hashes.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use mantel_adapters::{
     site::{AppId, RegistrationId, SiteId},
@@ -432,8 +432,10 @@ pub struct Replica {
 pub struct ReplicaFacts {
     /// Of the binary.
     pub version: String,
-    /// Ids of the seal keys that it can read.
-    pub seal_keys: Vec<String>,
+    /// The seal keys that it can read: ids, each with the fingerprint of its bytes.
+    pub seal_keys: BTreeMap<String, String>,
     /// The id of the one that it writes with.
     pub writes_with: String,
+    /// Ids of those that its spill holds records of.
+    pub spill_keys: Vec<String>,
 }

@@ -113,11 +113,11 @@ pub(super) fn end_reason(text: &str) -> StoreResult<EndReason> {
         .ok_or_else(|| corrupt(GRANTS, format_args!("the end reason {text:?} is unknown")))
 }
 
-fn facts_place(grant: &[u8]) -> Place<'_> {
+pub(super) fn facts_place(grant: &[u8]) -> Place<'_> {
     Place { table: GRANTS, column: "facts", id: grant }
 }
 
-fn tokens_place(grant: &[u8]) -> Place<'_> {
+pub(super) fn tokens_place(grant: &[u8]) -> Place<'_> {
     Place { table: GRANTS, column: "tokens", id: grant }
 }
 
@@ -160,12 +160,10 @@ pub(super) fn seal_tokens(
     before: Option<&[u8]>,
 ) -> StoreResult<Vec<u8>> {
     let place = tokens_place(grant.0.as_bytes());
-    let before = before.map(|sealed| sealer.open(place, sealed)).transpose()?;
-    let mut later = match &before {
-        Some(plain) => serde_json::from_slice::<Later<'_>>(plain)
-            .map_err(|_| corrupt(GRANTS, "the tokens are not in the expected form"))?,
-        None => Later::new(),
-    };
+    // What cannot be read has nothing that could be kept, and new tokens are not to be lost for it.
+    let before = before.and_then(|sealed| sealer.open(place, sealed).ok());
+    let mut later =
+        before.as_ref().and_then(|plain| serde_json::from_slice::<Later<'_>>(plain).ok()).unwrap_or_default();
     later.retain(|member, _| !TOKEN_MEMBERS.contains(&member.as_str()));
     sealer.seal_json(
         place,
@@ -194,14 +192,13 @@ pub(super) fn open_tokens(sealer: &Sealer, grant: &[u8], sealed: &[u8]) -> Store
 }
 
 /// Names whom a grant is for: equal app, site, subject and patient. None if no subject is known.
-pub(super) fn identity(sealer: &Sealer, grant: &Grant) -> Option<Vec<[u8; 32]>> {
-    let sub = grant.facts.sub.as_deref()?;
-    let (known, patient): (&[u8], _) = match &grant.facts.context.patient {
+pub(super) fn identity(sealer: &Sealer, app: &str, site: &str, facts: &GrantFacts) -> Option<Vec<[u8; 32]>> {
+    let sub = facts.sub.as_deref()?;
+    let (known, patient): (&[u8], _) = match &facts.context.patient {
         Some(patient) => (b"1", patient.as_str()),
         None => (b"0", ""),
     };
-    let parts =
-        [grant.app.as_str().as_bytes(), grant.site.as_str().as_bytes(), sub.as_bytes(), known, patient.as_bytes()];
+    let parts = [app.as_bytes(), site.as_bytes(), sub.as_bytes(), known, patient.as_bytes()];
     Some(sealer.names("grant identity", &parts))
 }
 
@@ -233,7 +230,7 @@ struct EhrHalfBody {
 
 const LAUNCHES: &str = "launches";
 
-fn launch_place(id: &[u8]) -> Place<'_> {
+pub(super) fn launch_place(id: &[u8]) -> Place<'_> {
     Place { table: LAUNCHES, column: "body", id }
 }
 
@@ -306,7 +303,7 @@ struct EhrLaunchBody {
     launch: Plain,
 }
 
-fn ehr_launch_place(hash: &[u8]) -> Place<'_> {
+pub(super) fn ehr_launch_place(hash: &[u8]) -> Place<'_> {
     Place { table: "ehr_launches", column: "body", id: hash }
 }
 
@@ -339,7 +336,7 @@ struct CodeBody {
     nonce: Option<String>,
 }
 
-fn code_place(hash: &[u8]) -> Place<'_> {
+pub(super) fn code_place(hash: &[u8]) -> Place<'_> {
     Place { table: "codes", column: "body", id: hash }
 }
 
@@ -392,7 +389,7 @@ struct RevocationBody {
     hint: String,
 }
 
-fn outbox_place(id: &[u8]) -> Place<'_> {
+pub(super) fn outbox_place(id: &[u8]) -> Place<'_> {
     Place { table: "outbox", column: "body", id }
 }
 
@@ -461,6 +458,11 @@ pub(super) fn revocation_of(
 
 pub(super) fn key_place(kid: &str) -> Place<'_> {
     Place { table: "signing_keys", column: "pkcs8", id: kid.as_bytes() }
+}
+
+/// Names an EHR's subject at a site: by each key, the writing one's first.
+pub(super) fn subject_names(sealer: &Sealer, site: &str, ehr_subject: &str) -> Vec<[u8; 32]> {
+    sealer.names("subject", &[site.as_bytes(), ehr_subject.as_bytes()])
 }
 
 pub(super) fn subject_place(name: &[u8]) -> Place<'_> {

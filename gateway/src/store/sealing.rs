@@ -8,6 +8,14 @@
 //! database still cannot show one grant's tokens under another. A key per record keeps every key far
 //! below the 2^32 seals that random nonces allow (NIST SP 800-38D, 8.3).
 
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
     hkdf::{HKDF_SHA256, Prk, Salt},
@@ -16,7 +24,7 @@ use aws_lc_rs::{
 use serde::{Serialize, de::DeserializeOwned};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{SealedSuccessor, StoreError, StoreResult};
+use super::{SealedSuccessor, StoreError, StoreResult, records};
 use crate::{config::SealKey, secret::Secret};
 
 const VERSION: u8 = 1;
@@ -37,10 +45,23 @@ impl Place<'_> {
     }
 }
 
-/// The configured seal keys: the first one writes, all read.
+/// The configured seal keys: all read, one of them writes. The first is the one that shall write, and it does
+/// once every live process holds it (`rotation`).
 pub struct Sealer {
+    keys: Arc<Keys>,
+    /// Which of them writes, as [`Keys::all`] counts.
+    writing: AtomicUsize,
+}
+
+struct Keys {
     first: Key,
     others: Vec<Key>,
+}
+
+impl Keys {
+    fn all(&self) -> impl Iterator<Item = &Key> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
 }
 
 struct Key {
@@ -48,8 +69,12 @@ struct Key {
     prk: Prk,
 }
 
+/// A known text: sealed by a key, it tells whether another process has the same bytes under that key's id.
+const PROOF: &[u8] = b"mantel";
+
 impl Sealer {
-    /// Refuses an empty list, ids that are empty, longer than 255 bytes or there twice.
+    /// Writes with the first key until it is told otherwise. Refuses an empty list, ids that are empty, longer
+    /// than 255 bytes or there twice.
     pub fn new(keys: &[SealKey]) -> StoreResult<Self> {
         let refuse = |what: String| Err(StoreError::Incompatible(what));
         let mut made: Vec<Key> = Vec::with_capacity(keys.len());
@@ -65,20 +90,80 @@ impl Sealer {
         }
         let mut made = made.into_iter();
         match made.next() {
-            Some(first) => Ok(Self { first, others: made.collect() }),
+            Some(first) => {
+                Ok(Self { keys: Arc::new(Keys { first, others: made.collect() }), writing: AtomicUsize::new(0) })
+            }
             None => refuse("`store.seal` is empty: expected at least one key of 32 bytes".into()),
         }
     }
 
+    // ---- which key ---------------------------------------------------------------------------------------
+
     /// The id of the key that writes.
     pub fn writes_with(&self) -> &str {
-        &self.first.id
+        &self.writing().id
     }
 
-    /// A key for another purpose, such as the MAC of paging links, from the key that writes: replicas
-    /// with the same first key agree on it.
+    /// The id of the key that shall write: the first of the list.
+    pub fn prefers(&self) -> &str {
+        &self.keys.first.id
+    }
+
+    /// Writes with another key of the list from now on. False: there is none of that id.
+    ///
+    /// Every live process must be able to read what is written so: [`super::rotation`] knows when.
+    pub(in crate::store) fn write_with(&self, id: &str) -> bool {
+        let found = self.keys.all().position(|key| key.id == id);
+        if let Some(index) = found {
+            self.writing.store(index, Ordering::Release);
+        }
+        found.is_some()
+    }
+
+    /// The same keys, of which this one goes on writing: for what must be sealed and named by one key.
+    pub(in crate::store) fn fixed(&self) -> Self {
+        Self { keys: self.keys.clone(), writing: AtomicUsize::new(self.writing.load(Ordering::Acquire)) }
+    }
+
+    /// As [`Self::fixed`], writing with the key of that id.
+    pub(in crate::store) fn fixed_to(&self, id: &str) -> StoreResult<Self> {
+        let fixed = self.fixed();
+        if fixed.write_with(id) { Ok(fixed) } else { Err(StoreError::UnknownSealKey(id.to_owned())) }
+    }
+
+    /// The ids of the keys, each with a fingerprint that tells other bytes of the same id.
+    pub fn held(&self) -> BTreeMap<String, String> {
+        let shown = |key: &Key| {
+            let print = key.derive("fingerprint");
+            print.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        self.keys.all().map(|key| (key.id.clone(), shown(key))).collect()
+    }
+
+    pub fn holds(&self, id: &str) -> bool {
+        self.key(id).is_some()
+    }
+
+    fn writing(&self) -> &Key {
+        self.keys.all().nth(self.writing.load(Ordering::Acquire)).unwrap_or(&self.keys.first)
+    }
+
+    fn key(&self, id: &str) -> Option<&Key> {
+        self.keys.all().find(|key| key.id == id)
+    }
+
+    /// The writing one first.
+    fn each(&self) -> impl Iterator<Item = &Key> {
+        let first = self.writing();
+        std::iter::once(first).chain(self.keys.all().filter(|key| key.id != first.id))
+    }
+
+    // ---- names and derived keys --------------------------------------------------------------------------
+
+    /// A key for another purpose, such as the MAC of paging links, from the key that writes: processes that
+    /// write with the same key agree on it.
     pub fn derive(&self, purpose: &str) -> [u8; 32] {
-        self.first.derive(purpose)
+        self.writing().derive(purpose)
     }
 
     /// The same from each key, the writing one first: for what an older key has marked.
@@ -92,9 +177,11 @@ impl Sealer {
         self.derive_each(purpose).map(|key| mac(&key, parts)).collect()
     }
 
+    // ---- records -----------------------------------------------------------------------------------------
+
     /// Seals `plain`, which is overwritten.
     pub fn seal(&self, place: Place<'_>, mut plain: Zeroizing<Vec<u8>>) -> StoreResult<Vec<u8>> {
-        self.first.seal(place, &mut plain).map_err(|_| StoreError::Unavailable("sealing failed".into()))
+        self.writing().seal(place, &mut plain).map_err(|_| StoreError::Unavailable("sealing failed".into()))
     }
 
     /// Opens what [`Self::seal`] made for the same place.
@@ -104,10 +191,15 @@ impl Sealer {
     pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> StoreResult<Zeroizing<Vec<u8>>> {
         let corrupt = |what: &str| StoreError::Corrupt(format!("{}.{}: {what}", place.table, place.column));
         let (id, nonce, body) = split(sealed).ok_or_else(|| corrupt("this is no sealed record"))?;
-        let Some(key) = self.each().find(|key| key.id.as_bytes() == id) else {
-            return Err(StoreError::UnknownSealKey(String::from_utf8_lossy(id).into_owned()));
+        let Some(key) = self.keys.all().find(|key| key.id.as_bytes() == id) else {
+            return Err(StoreError::UnknownSealKey(shown_id(id)));
         };
         key.open(place, nonce, body).ok_or_else(|| corrupt("the record was changed, or belongs elsewhere"))
+    }
+
+    /// Seals again, by the key that writes, what another key has sealed; from one place to another.
+    pub(in crate::store) fn reseal(&self, from: Place<'_>, to: Place<'_>, sealed: &[u8]) -> StoreResult<Vec<u8>> {
+        self.seal(to, self.open(from, sealed)?)
     }
 
     pub fn seal_json<T: Serialize + ?Sized>(&self, place: Place<'_>, value: &T) -> StoreResult<Vec<u8>> {
@@ -130,9 +222,47 @@ impl Sealer {
         })
     }
 
-    fn each(&self) -> impl Iterator<Item = &Key> {
-        std::iter::once(&self.first).chain(&self.others)
+    // ---- proofs ------------------------------------------------------------------------------------------
+
+    /// The known text, sealed by the key of that id.
+    pub(in crate::store) fn prove(&self, id: &str) -> StoreResult<Vec<u8>> {
+        self.fixed_to(id)?.seal(records::proof_place(id), Zeroizing::new(PROOF.to_vec()))
     }
+
+    /// Whether the key of that id is the one which made the proof.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownSealKey`] if there is none of that id, [`StoreError::Corrupt`] if it has other bytes.
+    pub(in crate::store) fn check(&self, id: &str, proof: &[u8]) -> StoreResult<()> {
+        if !self.holds(id) {
+            return Err(StoreError::UnknownSealKey(id.to_owned()));
+        }
+        match self.open(records::proof_place(id), proof) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(StoreError::Corrupt(format!(
+                "the key {id:?} in `store.seal` is not the one of that name which this database is sealed by: put \
+                 the bytes of the old key back, and give a new key an id of its own"
+            ))),
+        }
+    }
+}
+
+/// The id of the key that sealed a record; none: it is no sealed record.
+pub fn sealed_by(sealed: &[u8]) -> Option<String> {
+    let (&[version, length], rest) = sealed.split_first_chunk()?;
+    let (id, _) = rest.split_at_checked(usize::from(length))?;
+    (version == VERSION && !id.is_empty()).then(|| shown_id(id))
+}
+
+/// What each record sealed by the key of that id begins with, and no other.
+pub(in crate::store) fn prefix(id: &str) -> Vec<u8> {
+    let length = u8::try_from(id.len()).unwrap_or(u8::MAX);
+    [&[VERSION, length], id.as_bytes()].concat()
+}
+
+/// Keys' ids are printable, and what claims to be one may be anything.
+fn shown_id(id: &[u8]) -> String {
+    String::from_utf8_lossy(id).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(64).collect()
 }
 
 impl Key {
@@ -150,8 +280,7 @@ impl Key {
             .aead(place)?
             .seal_in_place_separate_tag(Aad::from(place.bytes("mantel place", place.column)), plain)?;
         let mut sealed = Vec::with_capacity(2 + self.id.len() + NONCE_LEN + plain.len() + TAG_LEN);
-        sealed.extend([VERSION, u8::try_from(self.id.len()).unwrap_or(u8::MAX)]);
-        sealed.extend(self.id.as_bytes());
+        sealed.extend(prefix(&self.id));
         sealed.extend(nonce.as_ref());
         sealed.extend(&*plain);
         sealed.extend(tag.as_ref());
@@ -238,91 +367,4 @@ pub fn open_successor(presented: &str, sealed: &SealedSuccessor) -> Option<Secre
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(ids: &[(&str, u8)]) -> Sealer {
-        let keys: Vec<_> =
-            ids.iter().map(|(id, byte)| SealKey { id: (*id).into(), bytes: Secret::new([*byte; 32]) }).collect();
-        Sealer::new(&keys).unwrap()
-    }
-
-    fn plain(text: &str) -> Zeroizing<Vec<u8>> {
-        Zeroizing::new(text.as_bytes().to_vec())
-    }
-
-    const HERE: Place<'static> = Place { table: "grants", column: "tokens", id: b"1" };
-
-    #[test]
-    fn a_record_opens_at_its_place_only() {
-        let sealer = keys(&[("a", 1)]);
-        let sealed = sealer.seal(HERE, plain("the text")).unwrap();
-        assert_eq!(&sealed[..3], &[1, 1, b'a']);
-        assert_eq!(*sealer.open(HERE, &sealed).unwrap(), b"the text");
-        for elsewhere in
-            [Place { id: b"2", ..HERE }, Place { column: "facts", ..HERE }, Place { table: "codes", ..HERE }]
-        {
-            assert!(matches!(sealer.open(elsewhere, &sealed), Err(StoreError::Corrupt(_))));
-        }
-    }
-
-    #[test]
-    fn each_changed_or_missing_byte_is_noticed() {
-        let sealer = keys(&[("a", 1)]);
-        let sealed = sealer.seal(HERE, plain("the text")).unwrap();
-        for at in 0..sealed.len() {
-            let mut changed = sealed.clone();
-            changed[at] ^= 1;
-            assert!(sealer.open(HERE, &changed).is_err(), "byte {at}");
-            assert!(sealer.open(HERE, &sealed[..at]).is_err(), "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn the_first_key_writes_and_all_read() {
-        let old = keys(&[("old", 1)]).seal(HERE, plain("x")).unwrap();
-        let both = keys(&[("new", 2), ("old", 1)]);
-        assert_eq!(*both.open(HERE, &old).unwrap(), b"x");
-        let new = both.seal(HERE, plain("y")).unwrap();
-        assert!(matches!(keys(&[("old", 1)]).open(HERE, &new), Err(StoreError::UnknownSealKey(id)) if id == "new"));
-        assert_eq!(*keys(&[("new", 2)]).open(HERE, &new).unwrap(), b"y");
-        assert!(matches!(keys(&[("new", 3)]).open(HERE, &new), Err(StoreError::Corrupt(_))));
-    }
-
-    #[test]
-    fn keys_that_cannot_serve_are_refused() {
-        let key = |id: &str| SealKey { id: id.into(), bytes: Secret::new([1; 32]) };
-        for bad in [vec![], vec![key("")], vec![key(&"x".repeat(256))], vec![key("a"), key("a")]] {
-            assert!(Sealer::new(&bad).is_err());
-        }
-    }
-
-    #[test]
-    fn a_derived_key_depends_on_key_and_purpose() {
-        let sealer = keys(&[("a", 1), ("b", 2)]);
-        assert_eq!(sealer.derive("paging"), keys(&[("c", 1)]).derive("paging"));
-        assert_ne!(sealer.derive("paging"), sealer.derive("other"));
-        assert_eq!(
-            sealer.derive_each("paging").collect::<Vec<_>>(),
-            [sealer.derive("paging"), keys(&[("b", 2)]).derive("paging")]
-        );
-        assert_ne!(sealer.names("p", &[b"ab", b"c"]), sealer.names("p", &[b"a", b"bc"]));
-    }
-
-    #[test]
-    fn a_successor_opens_for_its_predecessor_only() {
-        let sealed = seal_successor("mtl_rt_one", "mtl_rt_two");
-        assert_eq!(open_successor("mtl_rt_one", &sealed).unwrap().expose(), "mtl_rt_two");
-        assert!(open_successor("mtl_rt_other", &sealed).is_none());
-        assert!(open_successor("mtl_rt_one", &SealedSuccessor(vec![])).is_none());
-    }
-
-    #[test]
-    fn a_long_record_survives_the_growing_buffer() {
-        let sealer = keys(&[("a", 1)]);
-        let long: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
-        let sealed = sealer.seal_json(HERE, &long).unwrap();
-        assert_eq!(sealer.open_json::<Vec<String>>(HERE, &sealed).unwrap(), long);
-        assert!(matches!(sealer.open_json::<u8>(HERE, &sealed), Err(StoreError::Corrupt(_))));
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 pub mod custody;
 pub mod launches;
 pub mod rest;
+pub mod rotation;
 pub mod samples;
 pub mod tokens;
 
@@ -41,4 +42,22 @@ macro_rules! contract {
             })*
         }
     )*};
+}
+
+/// The same for what needs several seal keys: `$places` makes a [`rotation::Database`] of its own.
+#[macro_export]
+macro_rules! rotation_contract {
+    ($places:path) => {
+        $crate::rotation_contract!(@ $places; all_is_sealed_anew, no_refresh_is_overwritten,
+            what_is_begun_is_sealed_and_named_by_one_key, a_key_that_is_needed_is_not_retired,
+            who_lacks_a_key_is_refused, a_sealed_answer_takes_its_name_along);
+    };
+    (@ $places:path; $($name:ident),*) => {
+        mod rotation {
+            $(#[tokio::test]
+            async fn $name() {
+                $crate::store_contract::rotation::$name(&$places().await).await;
+            })*
+        }
+    };
 }

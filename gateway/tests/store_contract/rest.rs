@@ -123,7 +123,8 @@ pub async fn it_answers(store: &dyn Store) {
 pub async fn replicas_see_each_other(store: &dyn Store) {
     let facts = |key: &str| ReplicaFacts {
         version: "1".into(),
-        seal_keys: vec!["old".into(), key.into()],
+        seal_keys: [("old".to_owned(), "print".to_owned()), (key.to_owned(), "print".to_owned())].into(),
+        spill_keys: vec!["old".into()],
         writes_with: key.into(),
     };
     let (one, two) = (boot(), boot());

@@ -150,11 +150,13 @@ pub(super) async fn finish(
         });
     }
     let sealed = records::seal_tokens(sealer, id, tokens, row.tokens.as_deref())?;
+    // The grant's name is by the key that seals its facts.
+    let identity = facts.and_then(|facts| records::identity(sealer, &row.app, &row.site, facts)?.into_iter().next());
     let facts = facts.map(|facts| records::seal_facts(sealer, id, facts)).transpose()?;
     let stored: Option<GrantRow> = sqlx::query_as(concat!(
         "UPDATE grants AS g SET format = $1, generation = generation + 1, state = 'live', doubt_since = NULL, \
-         retried_at = NULL, retried_by = NULL, lease_owner = NULL, tokens = $2, facts = COALESCE($3, facts) \
-         WHERE id = $4 AND generation = $5 AND state IN ('live', 'in_doubt') RETURNING ",
+         retried_at = NULL, retried_by = NULL, lease_owner = NULL, tokens = $2, facts = COALESCE($3, facts), \
+         identity = COALESCE($6, identity) WHERE id = $4 AND generation = $5 AND state IN ('live', 'in_doubt') RETURNING ",
         "id, format, app, site, registration, fingerprint, created, state, generation, doubt_since, retried_at, \
          ended_at, end_reason, facts, tokens"
     ))
@@ -163,6 +165,7 @@ pub(super) async fn finish(
     .bind(facts)
     .bind(id.0.as_bytes().as_slice())
     .bind(consumed)
+    .bind(identity.as_ref().map(<[u8; 32]>::as_slice))
     .fetch_optional(&mut *on)
     .await
     .or_fault()?;

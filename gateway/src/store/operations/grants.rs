@@ -140,15 +140,14 @@ pub(super) async fn locked(on: &mut Connection, id: GrantId) -> StoreResult<Opti
         .or_fault()
 }
 
-pub(super) async fn after(on: &mut Connection, after: Option<GrantId>, limit: u32) -> StoreResult<Vec<GrantRow>> {
-    // The nil UUID is nobody's, so that it comes before all.
-    let after = after.map_or([0; 16], |id| id.0.into_bytes());
+/// `after`: the nil UUID is nobody's, so that it comes before all.
+pub(super) async fn after(on: &mut Connection, after: Vec<u8>, limit: u32) -> StoreResult<Vec<GrantRow>> {
     sqlx::query_as(concat!(
         "SELECT ",
         grant_columns!(),
         " FROM grants g WHERE g.id > $1 AND g.state <> 'ended' ORDER BY g.id LIMIT $2"
     ))
-    .bind(after.as_slice())
+    .bind(after)
     .bind(i64::from(limit))
     .fetch_all(on)
     .await

@@ -2,22 +2,20 @@
 
 use std::time::Duration;
 
-use super::{Connection, fault::OrFault as _};
+use mantel_adapters::site::SiteId;
+
+use super::{Connection, fault::OrFault as _, seal};
 use crate::{
     clock::Timestamp,
     store::{
         Revocation, StoreResult,
-        records::{FORMAT, OutboxRow},
+        records::{self, FORMAT, OutboxRow},
+        sealing::Sealer,
     },
 };
 
-/// The `sub` that stands under one of `names`, else `candidate` under the first.
-pub(super) async fn subject(
-    on: &mut Connection,
-    names: Vec<[u8; 32]>,
-    candidate: String,
-    body: Vec<u8>,
-) -> StoreResult<String> {
+/// The `sub` that stands under one of `names`.
+pub(super) async fn known_subject(on: &mut Connection, names: Vec<[u8; 32]>) -> StoreResult<Option<String>> {
     for name in &names {
         let found: Option<(String,)> = sqlx::query_as("SELECT sub FROM subjects WHERE name = $1")
             .bind(name.as_slice())
@@ -25,23 +23,38 @@ pub(super) async fn subject(
             .await
             .or_fault()?;
         if let Some((sub,)) = found {
-            return Ok(sub);
+            return Ok(Some(sub));
         }
     }
-    let Some(first) = names.first() else { return Ok(candidate) };
-    // The update changes nothing; it makes RETURNING speak of the row of a faster writer.
-    let stored: Option<(String,)> = sqlx::query_as(
-        "INSERT INTO subjects (name, format, sub, body) VALUES ($1, $2, $3, $4) \
-         ON CONFLICT (name) DO UPDATE SET sub = subjects.sub RETURNING sub",
-    )
-    .bind(first.as_slice())
-    .bind(FORMAT)
-    .bind(candidate.as_str())
-    .bind(body)
-    .fetch_optional(on)
-    .await
-    .or_fault()?;
-    Ok(stored.map_or(candidate, |(sub,)| sub))
+    Ok(None)
+}
+
+/// Stores `candidate`, unless somebody was faster: the `sub` that stands then.
+pub(super) async fn new_subject(
+    on: &mut Connection,
+    sealer: &Sealer,
+    site: &SiteId,
+    ehr_subject: &str,
+    candidate: String,
+) -> StoreResult<String> {
+    // Named and sealed by the key that all processes agree on, whichever one this process writes with.
+    let naming = seal::naming_key(on).await?;
+    let sealer = sealer.fixed_to(&naming)?;
+    let names = records::subject_names(&sealer, site.as_str(), ehr_subject);
+    if let Some(sub) = known_subject(on, names.clone()).await? {
+        return Ok(sub);
+    }
+    let Some(name) = names.first() else { return Ok(candidate) };
+    let body = sealer.seal_json(records::subject_place(name), &(site, ehr_subject))?;
+    sqlx::query("INSERT INTO subjects (name, format, sub, body) VALUES ($1, $2, $3, $4)")
+        .bind(name.as_slice())
+        .bind(FORMAT)
+        .bind(candidate.as_str())
+        .bind(body)
+        .execute(on)
+        .await
+        .or_fault()?;
+    Ok(candidate)
 }
 
 pub(super) async fn remember_jti(on: &mut Connection, hash: [u8; 32], until: Timestamp) -> StoreResult<bool> {

@@ -15,6 +15,7 @@ mod launches;
 mod misc;
 pub(super) mod opening;
 mod replicas;
+pub(super) mod seal;
 mod tokens;
 
 use std::time::Duration;
@@ -79,8 +80,28 @@ impl Backend {
             let pkcs8 = self.sealer.open(records::key_place(&kid), &sealed)?;
             Ok(SigningKey { pkcs8: Secret::new(pkcs8.to_vec()), created: Timestamp(created), kid })
         };
-        rows.into_iter().map(open).collect()
+        let (total, mut keys) = (rows.len(), Vec::new());
+        let mut fault = None;
+        for row in rows {
+            match open(row) {
+                Ok(key) => keys.push(key),
+                Err(error) => {
+                    tracing::error!(%error, "a signing key cannot be read: it neither signs nor is published");
+                    fault = Some(error);
+                }
+            }
+        }
+        // Where others are left they serve; to make a new one because none can be read would hide the fault.
+        match fault {
+            Some(error) if keys.is_empty() && total > 0 => Err(error),
+            _ => Ok(keys),
+        }
     }
+}
+
+/// A record of a list, if it can be read; else it is told, and passed over.
+fn readable<T>(table: &'static str, opened: StoreResult<T>) -> Option<T> {
+    opened.map_err(|error| tracing::error!(table, %error, "a record cannot be read and is passed over")).ok()
 }
 
 /// Runs an operation of a family: its arguments move into the task that owns the connection, cloned where it is
@@ -130,17 +151,18 @@ impl Store for Backend {
     }
 
     async fn create_grant(&self, grant: &Grant, code: TokenHash, record: &Code, launch: LaunchId) -> StoreResult<()> {
+        // Sealed and named by one key: re-sealing finds the name by the seal.
+        let sealer = self.sealer.fixed();
         let new = NewGrant {
-            facts: records::seal_facts(&self.sealer, grant.id, &grant.facts)?,
-            tokens: records::seal_tokens(&self.sealer, grant.id, &grant.tokens, None)?,
-            identity: records::identity(&self.sealer, grant),
+            facts: records::seal_facts(&sealer, grant.id, &grant.facts)?,
+            tokens: records::seal_tokens(&sealer, grant.id, &grant.tokens, None)?,
+            identity: records::identity(&sealer, grant.app.as_str(), grant.site.as_str(), &grant.facts),
             grant: grant.clone(),
             code,
             code_expires: record.expires,
-            code_body: records::seal_code(&self.sealer, code, record)?,
+            code_body: records::seal_code(&sealer, code, record)?,
             launch,
         };
-        let sealer = self.sealer.clone();
         self.engine.write(move |on| Box::pin(async move { grants::create(on, &sealer, new).await })).await
     }
 
@@ -228,16 +250,17 @@ impl Store for Backend {
     }
 
     async fn grants_after(&self, after: Option<GrantId>, limit: u32) -> StoreResult<Vec<Grant>> {
-        let rows = on!(self.read, grants::after(after, limit)).await?;
-        let open = |row: &GrantRow| match row.open(&self.sealer) {
+        let mut after = after.map_or([0; 16].to_vec(), |id| id.0.as_bytes().to_vec());
+        loop {
+            let rows = on!(self.read, grants::after(after, limit)).await?;
             // One record that cannot be read must not keep the others from being refreshed.
-            Err(StoreError::Corrupt(what)) => {
-                tracing::error!(grant = %uuid::Uuid::from_slice(&row.id).unwrap_or_default(), what, "it is passed over");
-                None
+            let opened: Vec<Grant> = rows.iter().filter_map(|row| readable("grants", row.open(&self.sealer))).collect();
+            match rows.into_iter().last() {
+                // An empty page would say that there are no more.
+                Some(last) if opened.is_empty() => after = last.id,
+                _ => return Ok(opened),
             }
-            other => Some(other),
-        };
-        rows.iter().filter_map(open).collect()
+        }
     }
 
     async fn count_grants(&self) -> StoreResult<[u64; 3]> {
@@ -264,7 +287,7 @@ impl Store for Backend {
         facts: Option<&GrantFacts>,
         _now: Timestamp,
     ) -> StoreResult<Finished> {
-        let (sealer, tokens, facts) = (self.sealer.clone(), tokens.clone(), facts.cloned());
+        let (sealer, tokens, facts) = (self.sealer.fixed(), tokens.clone(), facts.cloned());
         let finishing = self
             .engine
             .write(move |on| {
@@ -312,11 +335,17 @@ impl Store for Backend {
     }
 
     async fn subject(&self, site: &SiteId, ehr_subject: &str, candidate: &str) -> StoreResult<String> {
-        let names = self.sealer.names("subject", &[site.as_str().as_bytes(), ehr_subject.as_bytes()]);
-        let Some(first) = names.first() else { return Ok(candidate.to_owned()) };
-        let body = self.sealer.seal_json(records::subject_place(first), &(site, ehr_subject))?;
-        let candidate = candidate.to_owned();
-        on!(self.write, misc::subject(names, candidate, body)).await
+        let names = records::subject_names(&self.sealer, site.as_str(), ehr_subject);
+        if let Some(sub) = on!(self.read, misc::known_subject(names)).await? {
+            return Ok(sub);
+        }
+        let (sealer, site, candidate) = (self.sealer.clone(), site.clone(), candidate.to_owned());
+        let ehr_subject = ehr_subject.to_owned();
+        self.engine
+            .write(move |on| {
+                Box::pin(async move { misc::new_subject(on, &sealer, &site, &ehr_subject, candidate).await })
+            })
+            .await
     }
 
     async fn remember_jti(&self, issuer: &str, jti: &str, until: Timestamp) -> StoreResult<bool> {
@@ -342,11 +371,38 @@ impl Store for Backend {
 
     async fn take_revocations(&self, now: Timestamp, again: Timestamp, limit: u32) -> StoreResult<Vec<Revocation>> {
         let rows = on!(self.write, misc::take_revocations(now, again, limit)).await?;
-        rows.iter().map(|row| row.open(&self.sealer)).collect()
+        // Taken, one that cannot be read is out of the way of the others until it is due again.
+        Ok(rows.iter().filter_map(|row| readable("outbox", row.open(&self.sealer))).collect())
     }
 
     async fn settle_revocation(&self, id: uuid::Uuid, again: Option<Timestamp>) -> StoreResult<()> {
         on!(self.write, misc::settle_revocation(id, again)).await
+    }
+
+    async fn seal_keys(&self) -> StoreResult<Vec<KnownSealKey>> {
+        on!(self.read, seal::known()).await
+    }
+
+    async fn announce_seal_key(&self, id: &str, proof: &[u8]) -> StoreResult<()> {
+        let (id, proof) = (id.to_owned(), proof.to_vec());
+        on!(self.write, seal::announce(id, proof)).await
+    }
+
+    async fn promote_seal_key(&self, id: &str) -> StoreResult<bool> {
+        let id = id.to_owned();
+        on!(self.write, seal::promote(id)).await
+    }
+
+    async fn reseal(&self, table: SealedTable, after: &[u8], limit: u32) -> StoreResult<Resealed> {
+        self.reseal_some(table, after, limit).await
+    }
+
+    async fn seal_usage(&self) -> StoreResult<SealUsage> {
+        self.usage().await
+    }
+
+    async fn retire_seal_key(&self, id: &str) -> StoreResult<Retired> {
+        self.retire_unused(id).await
     }
 
     async fn sweep(&self, now: Timestamp) -> StoreResult<u64> {

@@ -1,10 +1,9 @@
-//! Opening: the schema and the seal keys. What is wrong is said here, with its name, before the first request.
+//! Opening: the schema. What is wrong is said here, with its name, before the first request.
 
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use zeroize::Zeroizing;
 
 use super::{Connection, DIALECT, TABLES, fault, fault::OrFault as _};
-use crate::store::{Schema, StoreError, StoreResult, records, sealing::Sealer};
+use crate::store::{Schema, StoreError, StoreResult};
 
 /// Refuses a database that asks for a later binary, or that is none of ours.
 pub(in crate::store) async fn check_schema(on: &mut Connection, level: i64) -> StoreResult<()> {
@@ -77,34 +76,4 @@ pub(in crate::store) fn explain(error: MigrateError, schema: &Schema) -> StoreEr
         )),
         other => StoreError::Corrupt(other.to_string()),
     }
-}
-
-const PROOF: &[u8] = b"mantel";
-
-/// Refuses to start without a key that the database is sealed by, or with another one under its name.
-pub(in crate::store) async fn check_seal(on: &mut Connection, sealer: &Sealer) -> StoreResult<()> {
-    let known: Vec<(String, Vec<u8>)> =
-        sqlx::query_as("SELECT id, proof FROM seal_keys ORDER BY id").fetch_all(&mut *on).await.or_fault()?;
-    for (id, proof) in &known {
-        match sealer.open(records::proof_place(id), proof) {
-            Ok(_) => {}
-            Err(StoreError::Corrupt(_)) => {
-                return Err(StoreError::Corrupt(format!(
-                    "the key {id:?} in `store.seal` is not the one of that name which this database is sealed by"
-                )));
-            }
-            Err(other) => return Err(other),
-        }
-    }
-    let writes = sealer.writes_with();
-    if !known.iter().any(|(id, _)| id == writes) {
-        let proof = sealer.seal(records::proof_place(writes), Zeroizing::new(PROOF.to_vec()))?;
-        sqlx::query("INSERT INTO seal_keys (id, proof) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
-            .bind(writes)
-            .bind(proof)
-            .execute(on)
-            .await
-            .or_fault()?;
-    }
-    Ok(())
 }

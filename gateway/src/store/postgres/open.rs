@@ -8,7 +8,7 @@ use super::{
     connections::{Limits, Server, Spread},
     engine::Engine,
     fault,
-    operations::opening,
+    operations::{self, opening},
 };
 use crate::{
     secret::Secret,
@@ -60,5 +60,5 @@ pub(super) async fn schema(server: &Server, schema: &Schema) -> StoreResult<()> 
 /// Checks the seal keys.
 pub(super) async fn seal(engine: &Engine, sealer: &Arc<Sealer>) -> StoreResult<()> {
     let sealer = sealer.clone();
-    engine.write(move |on| Box::pin(async move { opening::check_seal(on, &sealer).await })).await
+    engine.write(move |on| Box::pin(async move { operations::seal::check(on, &sealer, false).await })).await
 }

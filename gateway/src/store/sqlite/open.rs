@@ -12,7 +12,10 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{fault::OrFault as _, operations::opening};
+use super::{
+    fault::OrFault as _,
+    operations::{opening, seal},
+};
 use crate::store::{Schema, StoreError, StoreResult, sealing::Sealer};
 
 /// Held while the store is open.
@@ -88,6 +91,7 @@ pub(super) async fn writer(
     let mut connection = options.connect().await.or_fault()?;
     opening::check_schema(&mut connection, schema.level()).await?;
     opening::migrate(&mut connection, schema).await.map_err(|error| opening::explain(error, schema))?;
-    opening::check_seal(&mut connection, sealer).await?;
+    // The file's lock says that nobody else reads it.
+    seal::check(&mut connection, sealer, true).await?;
     Ok(connection)
 }
