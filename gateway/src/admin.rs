@@ -1,4 +1,9 @@
-//! The admin listener: metrics and health, read-only. Loopback by default.
+//! The admin listener: metrics and health, read-only. Loopback by default. What changes something goes through a
+//! Unix socket (`socket`).
+
+pub mod client;
+pub mod commands;
+pub mod socket;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 

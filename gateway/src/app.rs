@@ -1,6 +1,8 @@
 //! The composition root: from a checked configuration to a running gateway.
 
 mod collector;
+mod operator;
+mod presence;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,8 +17,13 @@ use mantel_adapters::{
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use self::{operator::Operator, presence::Presence};
 use crate::{
-    admin::Admin,
+    admin::{
+        Admin,
+        commands::Commands,
+        socket::{AdminSocket, LONGEST_PATH},
+    },
     clock::{SharedClock, SystemClock},
     config::{Config, CustodyMode},
     custody::{
@@ -36,7 +43,7 @@ use crate::{
     session::{Bearers, Mint, Signer},
     store::{
         self, BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, Revocation, Schema, SharedStore, StoreError,
-        sealing::Sealer,
+        rotation::SealRotation, sealing::Sealer,
     },
     telemetry::{AccessLog, Metrics, traces::Traces},
     upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome},
@@ -142,8 +149,22 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let handle = Handle::current();
     let metrics = Metrics::new()?;
     let sealer = Arc::new(Sealer::new(&config.store.seal)?);
-    let pages = Arc::new(Pages::new(&sealer.derive("paging links")));
-    let store = store::open(&config.store.url, sealer, &schema).await.context("the store cannot be opened")?;
+    let pages = Arc::new(Pages::new(sealer.clone()));
+    let store = store::open(&config.store.url, sealer.clone(), &schema).await.context("the store cannot be opened")?;
+    let boot = BootId(entropy::uuid4(&*entropy));
+    let rotation = Arc::new(SealRotation::new(store.clone(), sealer));
+    let (presence, live) = Presence::begin(store.clone(), clock.clone(), boot, rotation.clone())
+        .await
+        .context("this process may not serve from the store")?;
+    let admin_socket = match config.admin_socket() {
+        Some(path) if path.as_os_str().len() + 16 > LONGEST_PATH => {
+            tracing::warn!(path = %path.display(), "server.admin_socket: the path is too long for a socket: commands \
+                cannot reach this process");
+            None
+        }
+        Some(path) => Some(AdminSocket::bind(&path).await?),
+        None => None,
+    };
     let listener = listen::bind(config.server.listen).await?;
     let admin_listener = listen::bind(config.server.admin_listen).await?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -187,7 +208,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
         clock: clock.clone(),
         entropy: entropy.clone(),
         handle: handle.clone(),
-        boot: BootId(entropy::uuid4(&*entropy)),
+        boot,
         events: words.clone(),
         policies: words.clone(),
         token_timeout: timeouts.token,
@@ -208,6 +229,18 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let admin = Arc::new(Admin { metrics: metrics.clone(), store: store.clone(), stop: stop.clone() });
     tokio::spawn(admin.serve(admin_listener, end.clone()));
+    tokio::spawn(presence.run(stop.clone()));
+    if let Some(socket) = admin_socket {
+        let grants = Operator {
+            store: store.clone(),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            custody: custody.clone(),
+            words: words.clone(),
+        };
+        let commands = Commands { rotation, live, grants: Arc::new(grants) };
+        tokio::spawn(socket.serve(Arc::new(commands), stop.clone()));
+    }
     let chores = Chores { store: store.clone(), signer, words, clock: clock.clone(), metrics: metrics.clone() };
     tokio::spawn(chores.run(stop.clone()));
 

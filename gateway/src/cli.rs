@@ -1,5 +1,7 @@
 //! The command line of `mantel`.
 
+mod keys;
+
 use std::{
     io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
@@ -31,12 +33,16 @@ enum Command {
     Serve(From),
     /// Checks the configuration: prints its faults, or what each site and app resolves to and where from.
     Check(From),
+    /// The keys that seal the store, and those that sign id_tokens.
+    Keys(keys::Keys),
+    /// What users have authorised.
+    Grants(keys::Grants),
 }
 
 #[derive(Args)]
 struct From {
     /// A directory (vendors.toml, sites.d/*.toml, mantel.toml) or a file; may be repeated, later ones win.
-    #[arg(long = "config", value_name = "DIR|FILE", default_value = "./mantel.toml")]
+    #[arg(long = "config", value_name = "DIR|FILE", default_value = "./mantel.toml", global = true)]
     config: Vec<PathBuf>,
 }
 
@@ -48,6 +54,8 @@ impl Cli {
         match self.command {
             Command::Serve(from) => serve(&Sources::of_process(from.config)),
             Command::Check(from) => check(&Sources::of_process(from.config)),
+            Command::Keys(keys) => keys.run(),
+            Command::Grants(grants) => grants.run(),
         }
     }
 }

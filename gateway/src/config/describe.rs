@@ -74,6 +74,8 @@ impl Page<'_> {
         self.value(&path, "public_url", &server.public_url);
         self.value(&path, "listen", &server.listen.to_string());
         self.value(&path, "admin_listen", &server.admin_listen.to_string());
+        let socket = self.loaded.config.admin_socket();
+        self.value(&path, "admin_socket", &socket.map_or_else(|| "none".to_owned(), |path| path.display().to_string()));
         let tls = server.tls.as_ref().map_or_else(|| "none".to_owned(), |tls| tls.cert.display().to_string());
         self.value(&path, "tls", &tls);
         let proxies: Vec<String> = server.behind_proxy.iter().map(ToString::to_string).collect();
@@ -94,7 +96,17 @@ impl Page<'_> {
         self.text.push_str("\nstore\n");
         let path = KeyPath::of(&["store"]);
         self.value(&path, "url", &url);
-        self.value(&path, "seal", &format!("{}; the first one writes", list(&ids)));
+        self.value(
+            &path,
+            "seal",
+            &match ids.as_slice() {
+                [_] => list(&ids),
+                _ => format!(
+                    "{}; the first one writes once every live process holds it (`mantel keys list`)",
+                    list(&ids)
+                ),
+            },
+        );
         for set in self.loaded.config.keys.values() {
             let path = KeyPath::of(&["keys", set.id.as_str()]);
             self.head("keys", set.id.as_str(), &path);

@@ -35,6 +35,19 @@ impl Config {
         super::Urls::new(&self.server.public_url)
     }
 
+    /// Where commands reach a running gateway, if anywhere.
+    pub fn admin_socket(&self) -> Option<PathBuf> {
+        let beside = || match &self.store.url {
+            StoreUrl::Sqlite(file) => file.as_ref().map(|file| {
+                let mut name = file.as_os_str().to_owned();
+                name.push(".sock");
+                PathBuf::from(name)
+            }),
+            StoreUrl::Postgres(_) => None,
+        };
+        self.server.admin_socket.clone().or_else(beside)
+    }
+
     /// The registration by which an app is known at a site for a use; the first one listed wins.
     pub fn registration(&self, app: &AppId, site: &Site, usage: Use) -> Option<&Arc<Registration>> {
         site.registrations
@@ -63,6 +76,8 @@ pub struct Server {
     pub public_url: String,
     pub listen: SocketAddr,
     pub admin_listen: SocketAddr,
+    /// Where commands reach a running gateway; none: beside an SQLite file, else nowhere.
+    pub admin_socket: Option<PathBuf>,
     /// Absent: plain HTTP, only where the public URL is loopback or `behind_proxy` names the proxies.
     pub tls: Option<ServerTls>,
     pub behind_proxy: Vec<ipnet::IpNet>,
@@ -158,7 +173,7 @@ impl Default for Timeouts {
 
 pub struct StoreConfig {
     pub url: StoreUrl,
-    /// The first one writes, all read.
+    /// All read; the first one writes, once every live process holds it.
     pub seal: Vec<SealKey>,
 }
 

@@ -30,6 +30,7 @@ pub(super) fn read(context: &Context<'_>) -> Server {
         public_url: public.map(|public| public.value).unwrap_or_default(),
         listen: socket(&table, "listen").unwrap_or(SocketAddr::from(([0, 0, 0, 0], 8443))),
         admin_listen: socket(&table, "admin_listen").unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9464))),
+        admin_socket: admin_socket(&table),
         tls: tls(&table),
         behind_proxy: behind_proxy(&table),
         workers: table.number("workers", 1..=1024).and_then(|workers| usize::try_from(workers).ok()),
@@ -67,6 +68,19 @@ fn socket(table: &Table<'_>, key: &'static str) -> Option<SocketAddr> {
         table.context.refuse(&text, expected);
     }
     address
+}
+
+fn admin_socket(table: &Table<'_>) -> Option<PathBuf> {
+    let context = table.context;
+    let expected = "the path of a Unix socket, of at most 91 bytes";
+    let given = table.text("admin_socket", expected)?;
+    let path = context.tree.places.directory(&given.path).join(&given.value);
+    // `sun_path` less the name under which the socket is made before it is moved there.
+    if given.value.is_empty() || path.as_os_str().len() > 91 {
+        context.refuse(&given, expected);
+        return None;
+    }
+    Some(path)
 }
 
 fn tls(table: &Table<'_>) -> Option<ServerTls> {

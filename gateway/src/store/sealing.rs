@@ -121,12 +121,12 @@ impl Sealer {
     }
 
     /// The same keys, of which this one goes on writing: for what must be sealed and named by one key.
-    pub(in crate::store) fn fixed(&self) -> Self {
-        Self { keys: self.keys.clone(), writing: AtomicUsize::new(self.writing.load(Ordering::Acquire)) }
+    pub(in crate::store) fn fixed(&self) -> Arc<Self> {
+        Arc::new(Self { keys: self.keys.clone(), writing: AtomicUsize::new(self.writing.load(Ordering::Acquire)) })
     }
 
     /// As [`Self::fixed`], writing with the key of that id.
-    pub(in crate::store) fn fixed_to(&self, id: &str) -> StoreResult<Self> {
+    pub(in crate::store) fn fixed_to(&self, id: &str) -> StoreResult<Arc<Self>> {
         let fixed = self.fixed();
         if fixed.write_with(id) { Ok(fixed) } else { Err(StoreError::UnknownSealKey(id.to_owned())) }
     }

@@ -205,8 +205,8 @@ impl Gateway {
         let config = Arc::new(config(ehr, &setup));
         let clock: SharedClock = Arc::new(SystemClock);
         let entropy = Arc::new(SystemEntropy::new());
-        let sealer = Sealer::new(&[SealKey { id: "one".into(), bytes: Secret::new([1; 32]) }]).unwrap();
-        let store: SharedStore = Arc::new(Sqlite::open(None, Arc::new(sealer)).await.unwrap());
+        let sealer = Arc::new(Sealer::new(&[SealKey { id: "one".into(), bytes: Secret::new([1; 32]) }]).unwrap());
+        let store: SharedStore = Arc::new(Sqlite::open(None, sealer.clone()).await.unwrap());
         let metrics = Metrics::new().unwrap();
         metrics.take_on(&config, 0);
         let handle = Handle::current();
@@ -234,7 +234,7 @@ impl Gateway {
             statements: Statements::new(ehrs.clone(), metrics.clone(), clock.clone(), handle.clone()),
             ehrs,
             clients: Clients::default(),
-            pages: Arc::new(Pages::new(&[7; 32])),
+            pages: Arc::new(Pages::new(sealer)),
             clock,
             metrics,
             control: handle,

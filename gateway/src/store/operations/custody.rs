@@ -156,7 +156,8 @@ pub(super) async fn finish(
     let stored: Option<GrantRow> = sqlx::query_as(concat!(
         "UPDATE grants AS g SET format = $1, generation = generation + 1, state = 'live', doubt_since = NULL, \
          retried_at = NULL, retried_by = NULL, lease_owner = NULL, tokens = $2, facts = COALESCE($3, facts), \
-         identity = COALESCE($6, identity) WHERE id = $4 AND generation = $5 AND state IN ('live', 'in_doubt') RETURNING ",
+         identity = CASE WHEN EXISTS (SELECT 1 FROM grants o WHERE o.identity = $6 AND o.id <> $4 \
+         AND o.state <> 'ended') THEN identity ELSE COALESCE($6, identity) END WHERE id = $4 AND generation = $5 AND state IN ('live', 'in_doubt') RETURNING ",
         "id, format, app, site, registration, fingerprint, created, state, generation, doubt_since, retried_at, \
          ended_at, end_reason, facts, tokens"
     ))

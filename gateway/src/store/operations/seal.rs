@@ -1,11 +1,19 @@
 //! The seal keys, and sealing anew what an older one has sealed. A record is replaced by compare-and-set on its
 //! old bytes, so that no answer of an EHR that comes meanwhile is overwritten.
 
-use super::{Backend, Connection, fault::OrFault as _};
-use crate::store::{
-    GrantFacts, KnownSealKey, Resealed, Retired, SealKeyState, SealUsage, SealedTable, StoreResult,
-    records::{self, corrupt},
-    sealing::{Place, Sealer, prefix, sealed_by},
+use super::{
+    Backend, Connection,
+    fault::OrFault as _,
+    grants::{self, Revoke},
+};
+use crate::{
+    clock::Timestamp,
+    store::{
+        EndReason, GrantFacts, GrantId, KnownSealKey, Resealed, Retired, SealKeyState, SealUsage, SealedTable,
+        StoreResult,
+        records::{self, corrupt},
+        sealing::{Place, Sealer, prefix, sealed_by},
+    },
 };
 
 // ---- the keys ------------------------------------------------------------------------------------------
@@ -235,6 +243,7 @@ async fn stale_grants(
     .or_fault()
 }
 
+#[derive(Clone)]
 struct GrantSwap {
     id: Vec<u8>,
     old: (Vec<u8>, Option<Vec<u8>>),
@@ -260,9 +269,33 @@ impl GrantSwap {
     }
 }
 
-async fn swap_grants(on: &mut Connection, swaps: Vec<GrantSwap>) -> StoreResult<u64> {
+/// Two processes that wrote with different keys may each have made a grant for one identity, unseen by the other:
+/// under one name the older one's place has been taken. True: it was this one's.
+async fn superseded(on: &mut Connection, sealer: &Sealer, it: &GrantSwap) -> StoreResult<bool> {
+    let Some(identity) = &it.identity else { return Ok(false) };
+    let other: Option<(Vec<u8>, i64, i64)> = sqlx::query_as(
+        "SELECT o.id, o.created, g.created FROM grants o JOIN grants g ON g.id = $2 \
+         WHERE o.identity = $1 AND o.id <> $2 AND o.state <> 'ended' AND g.state <> 'ended' ORDER BY o.created DESC",
+    )
+    .bind(identity.as_slice())
+    .bind(it.id.as_slice())
+    .fetch_optional(&mut *on)
+    .await
+    .or_fault()?;
+    let Some((other, theirs, own)) = other else { return Ok(false) };
+    let older = if own <= theirs { &it.id } else { &other };
+    let id = GrantId(records::id16("grants", older)?);
+    grants::end(on, sealer, id, EndReason::Superseded, None, Revoke::Its, Timestamp(own.max(theirs))).await?;
+    Ok(*older == it.id)
+}
+
+async fn swap_grants(on: &mut Connection, sealer: &Sealer, swaps: Vec<GrantSwap>) -> StoreResult<u64> {
     let mut done = 0;
     for it in swaps {
+        if superseded(on, sealer, &it).await? {
+            // Its facts are sealed anew by the next pass.
+            continue;
+        }
         let swapped = sqlx::query(
             "UPDATE grants SET facts = $1, tokens = $2, identity = $3 WHERE id = $4 AND facts = $5 \
              AND (tokens = $6 OR (tokens IS NULL AND $7 = 1))",
@@ -282,6 +315,7 @@ async fn swap_grants(on: &mut Connection, swaps: Vec<GrantSwap>) -> StoreResult<
     Ok(done)
 }
 
+#[derive(Clone)]
 struct SubjectSwap {
     old: Stale,
     name: [u8; 32],
@@ -383,7 +417,9 @@ impl Backend {
                 let (seen, last) = (rows.len(), rows.last().map(|row| row.0.clone()));
                 let swaps = sealed_anew(rows, told, |row| shown(&row.0), |row| GrantSwap::of(&sealer, row));
                 let wanted = swaps.len();
-                (seen, last, wanted, self.engine.write(move |on| Box::pin(swap_grants(on, swaps))).await?)
+                let swapped =
+                    self.engine.write(move |on| Box::pin(async move { swap_grants(on, &sealer, swaps).await })).await?;
+                (seen, last, wanted, swapped)
             }
             SealedTable::Subjects => {
                 let rows =

@@ -69,7 +69,7 @@ enum Care {
 }
 
 impl Actor {
-    fn sealer(&self) -> Sealer {
+    fn sealer(&self) -> Arc<Sealer> {
         sealer(self.keys).fixed_to(&self.writes).unwrap()
     }
 
