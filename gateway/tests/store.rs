@@ -61,28 +61,22 @@ mod file {
 }
 
 /// A file that processes come to and leave.
-struct File {
-    dir: TempDir,
-    open: std::sync::Mutex<Option<Arc<Sqlite>>>,
-}
+struct File(TempDir);
 
 impl File {
     async fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), open: std::sync::Mutex::default() }
+        Self(tempfile::tempdir().unwrap())
     }
 }
 
 #[async_trait::async_trait(?Send)]
 impl store_contract::rotation::Database for File {
     async fn open(&self, sealer: Arc<Sealer>) -> StoreResult<SharedStore> {
-        let store = Arc::new(Sqlite::open(Some(&self.dir.path().join("mantel.db")), sealer).await?);
-        *self.open.lock().unwrap() = Some(store.clone());
-        Ok(store)
+        Ok(Arc::new(Sqlite::open(Some(&self.0.path().join("mantel.db")), sealer).await?))
     }
 
-    async fn close(&self, _store: SharedStore) {
-        let open = self.open.lock().unwrap().take().unwrap();
-        open.close().await;
+    async fn close(&self, store: SharedStore) {
+        store.close().await;
     }
 }
 

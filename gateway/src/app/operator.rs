@@ -50,6 +50,7 @@ impl Grants for Operator {
             registration: grant.registration.clone(),
             token: token.clone(),
             hint: hint.into(),
+            fingerprint: Some(grant.fingerprint.clone()),
             attempts: 0,
             not_before: now,
         };

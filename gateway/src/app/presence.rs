@@ -75,7 +75,8 @@ impl Presence {
         let facts = ReplicaFacts { version: env!("CARGO_PKG_VERSION").to_owned(), ..self.rotation.facts() };
         let (wall, now) = (self.clock.now(), self.clock.monotonic());
         let shown = self.store.show_replica(self.me, &facts, wall.before(GONE), wall).await?;
-        let all: Vec<Replica> = shown.into_iter().filter(|replica| self.store.shared() || replica.boot == self.me).collect();
+        let all: Vec<Replica> =
+            shown.into_iter().filter(|replica| self.store.shared() || replica.boot == self.me).collect();
         self.beats.retain(|boot, _| all.iter().any(|replica| replica.boot == *boot));
         let lives = |replica: &Replica| {
             let (beat, since) = self.beats.entry(replica.boot).or_insert((replica.beat, now));

@@ -132,7 +132,7 @@ pub async fn all_is_sealed_anew(database: &impl Database) {
     assert_eq!(store.code(code, NOW).await.unwrap().unwrap().grant, pending.id);
     assert_eq!(store.launch(opened.id, NOW).await.unwrap().unwrap().request, opened.request);
     assert_eq!(store.subject(&site, "somebody", "another").await.unwrap(), sub);
-    assert_eq!(store.due_revocations(NOW, 10).await.unwrap().len(), 1);
+    assert_eq!(store.take_revocations(NOW, at(100), 10).await.unwrap().len(), 1);
     assert!(store.signing_keys().await.unwrap()[0].pkcs8 == key.pkcs8);
     // And the same user's new authorization finds the old one, by the new name.
     let renewed = mantel::store::Grant { id: grant().id, ..grants[0].clone() };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use mantel::{
     config::SealKey,
     secret::Secret,
-    store::{postgres::Postgres, sealing::Sealer},
+    store::{SharedStore, StoreResult, postgres::Postgres, sealing::Sealer},
 };
 use mantel_tests::harness::postgres::Postgres as Server;
 
@@ -57,10 +57,34 @@ async fn at_serializable() -> (Postgres, ()) {
     (open(&each_serializable(&database().await)).await, ())
 }
 
+/// A database that processes come to and leave.
+struct Shared(String);
+
+#[async_trait::async_trait(?Send)]
+impl store_contract::rotation::Database for Shared {
+    async fn open(&self, sealer: Arc<Sealer>) -> StoreResult<SharedStore> {
+        Ok(Arc::new(Postgres::open(&Secret::from(self.0.as_str()), sealer).await?))
+    }
+
+    async fn close(&self, store: SharedStore) {
+        store.close().await;
+    }
+}
+
+async fn shared() -> Shared {
+    Shared(database().await)
+}
+
+async fn shared_serializable() -> Shared {
+    Shared(each_serializable(&database().await))
+}
+
 mod read_committed {
     crate::contract!(crate::at_read_committed);
+    crate::rotation_contract!(crate::shared);
 }
 
 mod serializable {
     crate::contract!(crate::at_serializable);
+    crate::rotation_contract!(crate::shared_serializable);
 }

@@ -134,6 +134,12 @@ links! {
     fn ended_since(since: i64) -> (i64, Vec<GrantId>);
     fn show_replica(me: BootId, facts: &ReplicaFacts, gone_before: Timestamp, now: Timestamp) -> Vec<Replica>;
     fn forget_replica(boot: BootId) -> ();
+    fn seal_keys() -> Vec<KnownSealKey>;
+    fn announce_seal_key(id: &str, proof: &[u8]) -> ();
+    fn promote_seal_key(id: &str) -> bool;
+    fn reseal(table: SealedTable, after: &[u8], limit: u32) -> Resealed;
+    fn seal_usage() -> SealUsage;
+    fn retire_seal_key(id: &str) -> Retired;
     fn subject(site: &SiteId, ehr_subject: &str, candidate: &str) -> String;
     fn remember_jti(issuer: &str, jti: &str, until: Timestamp) -> bool;
     fn signing_keys() -> Vec<SigningKey>;
