@@ -2,18 +2,17 @@
 //! in TOML, real sockets. For end-to-end tests.
 
 pub mod app;
+pub mod cluster;
+mod config;
+pub mod disk;
+mod gateway;
 pub mod postgres;
+mod process;
 pub mod wire;
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -22,14 +21,10 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::Value;
-use tempfile::TempDir;
 
+pub use self::gateway::{Gateway, binary};
 use crate::{
     ehr::{
-        auth::{
-            client::{Client, ClientAuth},
-            places::Host,
-        },
         contract::Vendor,
         server::{Options, Running, start},
     },
@@ -66,6 +61,8 @@ pub const SCOPES: [&str; 13] = [
 
 /// What one EHR of a [`World`] is to be.
 pub struct Ehr {
+    /// Of its site, in a [`cluster::Cluster`]; in a [`World`] that is the vendor's.
+    pub name: String,
     pub options: Options,
     /// Further keys of its site, as TOML lines.
     pub site: String,
@@ -73,11 +70,12 @@ pub struct Ehr {
 
 impl Ehr {
     pub fn new(vendor: Vendor) -> Self {
-        Self { options: Options::new(vendor), site: String::new() }
+        Self { name: vendor.text().to_owned(), options: Options::new(vendor), site: String::new() }
     }
 
     pub fn strict(vendor: Vendor) -> Self {
-        Self { options: Options { strict: true, ..Options::new(vendor) }, site: String::new() }
+        let options = Options { strict: true, ..Options::new(vendor) };
+        Self { name: format!("{}-strict", vendor.text()), options, site: String::new() }
     }
 
     #[must_use]
@@ -102,15 +100,6 @@ pub struct World {
     pub gateway: Gateway,
 }
 
-/// The gateway's process.
-pub struct Gateway {
-    pub public: String,
-    pub admin: String,
-    binary: PathBuf,
-    dir: TempDir,
-    child: Option<Child>,
-}
-
 impl World {
     pub async fn start(ehrs: impl IntoIterator<Item = Ehr>) -> Result<Self> {
         Self::start_with(ehrs, "").await
@@ -127,22 +116,20 @@ impl World {
         let dir = tempfile::tempdir()?;
         let (port, admin_port) = (free_port()?, free_port()?);
         let public = format!("http://127.0.0.1:{port}");
-        std::fs::create_dir(dir.path().join("sites.d"))?;
-        let mut running = BTreeMap::new();
-        for Ehr { options, site } in ehrs {
-            let (vendor, strict) = (options.vendor, options.strict);
+        let (mut running, mut sites) = (BTreeMap::new(), Vec::new());
+        for Ehr { options, site, .. } in ehrs {
+            let (vendor, name) = (options.vendor, options.vendor.text());
             let ehr = start(options).await?;
             for app in [APP, SECRET_APP] {
-                ehr.auth.register(record(vendor, &public, app, &scopes))?;
+                ehr.auth.register(config::record(name, &public, app, &scopes))?;
             }
-            let text = site_toml(vendor, &ehr, &site, strict, &scopes);
-            std::fs::write(dir.path().join(format!("sites.d/{}.toml", vendor.text())), text)?;
+            sites.push((name.to_owned(), config::site_toml(name, &ehr, &site, &scopes)));
             running.insert(vendor, ehr);
         }
-        std::fs::write(dir.path().join("seal"), std::array::from_fn::<u8, 32, _>(|n| n as u8))?;
-        std::fs::write(dir.path().join("mantel.toml"), mantel_toml(&public, port, admin_port, more, &scopes))?;
-        let mut gateway =
-            Gateway { public, admin: format!("http://127.0.0.1:{admin_port}"), binary: binary()?, dir, child: None };
+        let store = "url = \"sqlite://mantel.db\"";
+        let server = config::Server { public: &public, port, admin_port, store, more, scopes: &scopes };
+        config::write(dir.path(), &server, &sites)?;
+        let mut gateway = Gateway::new(public, format!("http://127.0.0.1:{admin_port}"), dir)?;
         gateway.spawn().await?;
         Ok(Self { ehrs: running, gateway })
     }
@@ -160,237 +147,6 @@ impl World {
 #[allow(clippy::panic, reason = "a test's own slip")]
 fn panic_missing(vendor: Vendor) -> ! {
     panic!("this world has no {}", vendor.text())
-}
-
-impl Gateway {
-    /// Starts the process, and waits until it is ready.
-    pub async fn spawn(&mut self) -> Result<()> {
-        let open = |name: &str| File::options().create(true).append(true).open(self.dir.path().join(name));
-        let child = Command::new(&self.binary)
-            .args(["serve", "--config"])
-            .arg(self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(open("access.log")?)
-            .stderr(open("events.log")?)
-            .spawn()
-            .context("the gateway's binary does not start")?;
-        self.child = Some(child);
-        for _ in 0..400 {
-            if let Some(Some(status)) = self.child.as_mut().map(Child::try_wait).transpose()? {
-                bail!("the gateway ended at its start with {status}: {}", self.log("events.log")?);
-            }
-            if call(Method::GET, &format!("{}/health/ready", self.admin), &[], "")
-                .await
-                .is_ok_and(|answer| answer.status == 200)
-            {
-                return Ok(());
-            }
-            // Another process: there is nothing to await but its readiness.
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        bail!("the gateway was not ready in 10 s: {}", self.log("events.log")?)
-    }
-
-    /// `kill -9`.
-    pub fn kill(&mut self) -> Result<()> {
-        if let Some(mut child) = self.child.take() {
-            child.kill()?;
-            child.wait()?;
-        }
-        Ok(())
-    }
-
-    /// SIGTERM, and its exit code.
-    pub async fn terminate(&mut self) -> Result<Option<i32>> {
-        let Some(mut child) = self.child.take() else { return Ok(None) };
-        Command::new("kill").arg("-TERM").arg(child.id().to_string()).status()?;
-        Ok(tokio::task::spawn_blocking(move || child.wait()).await??.code())
-    }
-
-    /// The process that runs now.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// `events.log` or `access.log`.
-    pub fn log(&self, name: &str) -> Result<String> {
-        Ok(String::from_utf8_lossy(&std::fs::read(self.dir.path().join(name))?).into_owned())
-    }
-
-    /// A site's FHIR base.
-    pub fn site_base(&self, vendor: Vendor) -> String {
-        format!("{}/sites/{}/fhir/r4", self.public, vendor.text())
-    }
-
-    /// The base of the site from which the EHR launches.
-    pub fn staff_base(&self, vendor: Vendor) -> String {
-        let suffix = if vendor == Vendor::Oracle { "-staff" } else { "" };
-        format!("{}/sites/{}{suffix}/fhir/r4", self.public, vendor.text())
-    }
-
-    pub fn uniform_base(&self) -> String {
-        format!("{}/fhir/r4", self.public)
-    }
-
-    /// The value of a metric's line, such as `mantel_refreshes_total{outcome="renewed",vendor="epic"}`.
-    pub async fn metric(&self, line: &str) -> Result<f64> {
-        let text = call(Method::GET, &format!("{}/metrics", self.admin), &[], "").await?;
-        let text = text.text();
-        let value = text.lines().find_map(|known| known.strip_prefix(line)?.strip_prefix(' '));
-        Ok(value.map_or(Ok(0.0), str::parse)?)
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        // The test is over either way.
-        let _ = self.kill();
-    }
-}
-
-/// The gateway's binary, built beside the test's own.
-pub fn binary() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let built = own.ancestors().map(|dir| dir.join("mantel")).find(|path| path.is_file());
-    built.context("there is no binary `mantel` beside the tests: run `cargo build --workspace` first")
-}
-
-/// The app's record at an EHR: what an operator would file at the vendor's portal.
-fn record(vendor: Vendor, public: &str, app: &str, scopes: &[&str]) -> Client {
-    let auth = ClientAuth::ClientSecretBasic { secret: EHR_SECRET.into() };
-    let callback = format!("{public}/oauth/callback/{app}-{}", vendor.text());
-    Client {
-        launch_url: Some(format!("{public}/launch/{app}")),
-        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
-        ..Client::new(&format!("{app}-at-{}", vendor.text()), auth, &[&callback])
-    }
-}
-
-fn site_toml(vendor: Vendor, ehr: &Running, more: &str, strict: bool, scopes: &[&str]) -> String {
-    let name = vendor.text();
-    let scopes = scopes.iter().map(|scope| format!("{scope:?}")).collect::<Vec<_>>().join(", ");
-    let mut registrations = String::new();
-    for app in [APP, SECRET_APP] {
-        registrations.push_str(&format!(
-            r#"
-[registrations.{app}-{name}]
-vendor = "{name}"
-apps = ["{app}"]
-use = ["ehr-launch", "standalone"]
-client_id = "{app}-at-{name}"
-client_auth = {{ method = "client_secret_basic", secret = "{EHR_SECRET}" }}
-scopes = [{scopes}]
-"#
-        ));
-    }
-    // Who signs in standalone is a patient at Oracle's patient host; the others know both.
-    let base = match vendor {
-        Vendor::Oracle => ehr.patient_base().unwrap_or(&ehr.fhir_base).to_owned(),
-        _ => ehr.fhir_base.clone(),
-    };
-    let vendor_lines = match vendor {
-        // Strict Epic knows no `Patient?_id=`.
-        Vendor::Epic if strict => "search.by_id = false\n".to_owned(),
-        Vendor::Epic | Vendor::Generic => String::new(),
-        Vendor::Oracle => "auth_hosts = [\"localhost\", \"127.0.0.1\"]\npersona = \"patient\"\n".to_owned(),
-        // Without a smart-configuration nobody tells the issuer and its keys.
-        Vendor::Athena | Vendor::AthenaPractice => format!(
-            "auth_hosts = [\"localhost\"]\nid_token = {{ issuer = \"{}\", jwks = \"{}\" }}\n",
-            ehr.auth.places.issuer(Host::Main),
-            ehr.auth.places.jwks(Host::Main)
-        ),
-    };
-    // Numbers from the vendor's own record: Oracle's app records are v1 unless they say otherwise.
-    let dialect = match (vendor, strict) {
-        (Vendor::Oracle, _) => "scopes.dialect = \"v1\"\n",
-        (Vendor::Athena, true) => "scopes.dialect = \"v1\"\n",
-        _ => "",
-    };
-    // Oracle's staff have a host of their own, and so a site.
-    let staff = match vendor {
-        Vendor::Oracle => format!(
-            r#"
-[sites.oracle-staff]
-vendor = "oracle"
-name = "oracle hospital"
-persona = "provider"
-fhir_base_url = "{}"
-registrations = ["{APP}-{name}", "{SECRET_APP}-{name}"]
-allow_private = true
-auth_hosts = ["localhost", "127.0.0.1"]
-{dialect}{more}
-"#,
-            ehr.fhir_base
-        ),
-        _ => String::new(),
-    };
-    format!(
-        r#"[sites.{name}]
-vendor = "{name}"
-name = "{name} hospital"
-fhir_base_url = "{base}"
-registrations = ["{APP}-{name}", "{SECRET_APP}-{name}"]
-allow_private = true
-{dialect}{vendor_lines}{more}
-{staff}
-{registrations}"#
-    )
-}
-
-fn mantel_toml(public: &str, port: u16, admin_port: u16, more: &str, scopes: &[&str]) -> String {
-    let hash = sha256_hex(APP_SECRET);
-    let others = [
-        "patient/*.read",
-        "patient/*.rs",
-        "user/*.rs",
-        "patient/Patient.rs",
-        "patient/Observation.rs",
-        "patient/Condition.rs",
-    ];
-    let scopes = scopes.iter().chain(&others).map(|scope| format!("{scope:?}")).collect::<Vec<_>>().join(", ");
-    format!(
-        r#"[server]
-public_url = "{public}"
-listen = "127.0.0.1:{port}"
-admin_listen = "127.0.0.1:{admin_port}"
-sandbox = true
-workers = 2
-
-[store]
-url = "sqlite://mantel.db"
-seal = [{{ id = "test", file = "seal" }}]
-
-[apps.{APP}]
-name = "Chart viewer"
-client_auth = {{ method = "none" }}
-redirect_uris = ["{CALLBACK}", "com.example.viewer:/callback"]
-launch_url = "{LAUNCH_URL}"
-origins = ["{ORIGIN}"]
-scopes = [{scopes}]
-sites = ["*"]
-consent = "never"
-
-[apps.{SECRET_APP}]
-name = "Server app"
-client_auth = {{ method = "client_secret_basic", secrets = ["sha256:{hash}"] }}
-redirect_uris = ["{CALLBACK}"]
-launch_url = "{LAUNCH_URL}"
-scopes = [{scopes}]
-sites = ["*"]
-consent = "never"
-
-{more}
-"#
-    )
-}
-
-fn sha256_hex(text: &str) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What came back.
@@ -418,7 +174,23 @@ impl Answer {
 
 /// One request over a connection of its own.
 pub async fn call(method: Method, url: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer> {
-    let http: HttpClient<HttpConnector, Full<Bytes>> = HttpClient::builder(TokioExecutor::new()).build_http();
+    call_over(&connections(), method, url, headers, body).await
+}
+
+/// Connections that are kept, as an app's HTTP client keeps them.
+pub type Connections = HttpClient<HttpConnector, Full<Bytes>>;
+
+pub fn connections() -> Connections {
+    HttpClient::builder(TokioExecutor::new()).build_http()
+}
+
+pub async fn call_over(
+    http: &Connections,
+    method: Method,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Answer> {
     let mut request = Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);

@@ -20,6 +20,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{sync::OnceCell, task::spawn_blocking};
 
+use super::process::{alive, children, signal};
 use crate::ports::free_port;
 
 /// The one role, a superuser who needs no password.
@@ -173,13 +174,13 @@ impl Postgres {
     /// # Errors
     /// When it is not running.
     pub fn pause(&self) -> Result<()> {
-        self.0.signal_all("-STOP")
+        self.0.signal_all("STOP")
     }
 
     /// # Errors
     /// When it is not running.
     pub fn resume(&self) -> Result<()> {
-        self.0.signal_all("-CONT")
+        self.0.signal_all("CONT")
     }
 
     /// What the server said.
@@ -247,7 +248,7 @@ impl Server {
         let orphans = if how == Stop::Kill { children(postmaster)? } else { Vec::new() };
         supervisor.stop(how)?;
         for pid in &orphans {
-            signal("-KILL", *pid)?;
+            signal("KILL", *pid)?;
         }
         // While one of them lives, no other postmaster starts on its memory.
         while orphans.iter().any(|pid| alive(*pid)) {
@@ -305,7 +306,7 @@ impl Supervisor {
 impl Drop for Server {
     fn drop(&mut self) {
         // A paused one would hear of its end only by SIGKILL, 5 s later.
-        let _ = self.signal_all("-CONT");
+        let _ = self.signal_all("CONT");
         let supervisor = self.supervisor.get_mut().unwrap_or_else(PoisonError::into_inner);
         supervisor.commands = None;
         // Its files are gone when this returns.
@@ -403,32 +404,6 @@ fn run(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
-}
-
-/// Whether there was such a process.
-fn signal(name: &str, pid: u32) -> Result<bool> {
-    let mut kill = Command::new("kill");
-    Ok(kill.arg(name).arg(pid.to_string()).stderr(Stdio::null()).status().context("`kill` does not start")?.success())
-}
-
-/// The processes whose parent is this one.
-fn children(of: u32) -> Result<Vec<u32>> {
-    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Ok(pids.filter(|pid| state(*pid).is_some_and(|(_, parent)| parent == of)).collect())
-}
-
-/// A zombie is dead.
-fn alive(pid: u32) -> bool {
-    state(pid).is_some_and(|(state, _)| state != 'Z')
-}
-
-/// A process's state and parent; none once it has ended.
-fn state(pid: u32) -> Option<(char, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // They stand after the name, which may hold anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut words = rest.split_whitespace();
-    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -1,0 +1,5 @@
+//! Gateways as an operator runs several of them: what they share, and what may happen to one of them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
+
+mod world;
