@@ -97,3 +97,19 @@ async fn a_simulated_ehr_for_an_apps_own_tests() {
     let base = "interconnect-fhir-oauth/api/FHIR/R4";
     assert!(answers(&format!("http://127.0.0.1:{port}/{base}/.well-known/smart-configuration")).await);
 }
+
+/// The two programs, each with less to do.
+#[test]
+fn custody_under_kills_and_at_size() {
+    let commands = block("## Custody under kills and at size", "sh");
+    for (program, less) in
+        [("interrupt", "--kills 1 --interrupted 1 --logins 500 --ahead"), ("custody-bench", "--quick")]
+    {
+        let command = format!("cargo run --release --bin {program}");
+        assert!(commands.lines().any(|line| line == command), "{commands}");
+        let dir = tempfile::tempdir().unwrap();
+        let ran = shell(&format!("exec {program} {less} --json"), dir.path()).output().unwrap();
+        assert!(ran.status.success(), "{program}: {}", String::from_utf8_lossy(&ran.stderr));
+        serde_json::from_slice::<serde_json::Value>(&ran.stdout).unwrap();
+    }
+}

@@ -14,10 +14,11 @@ use super::{
 /// A refresh that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
-    pub(super) life: u32,
     pub(super) instant: Instant,
     /// It was the one try after an unknown outcome.
     pub(super) last: bool,
+    /// The kill was aimed at such an instant.
+    pub(super) aimed: bool,
 }
 
 #[derive(Default)]
@@ -111,8 +112,11 @@ impl Account {
         }
         let mut rows: BTreeMap<Instant, Row> = Instant::ALL.map(|instant| (instant, Row::new(instant))).into();
         let mut needless = 0;
+        let mut by_chance = [0, 0];
+        let [chance, chance_lost] = &mut by_chance;
         for ((login, generation), cuts) in &self.cuts {
             for cut in cuts {
+                *chance += u64::from(!cut.aimed);
                 if let Some(row) = rows.get_mut(&cut.instant) {
                     row.interrupted += 1;
                     row.last_tries += u64::from(cut.last);
@@ -125,6 +129,7 @@ impl Account {
             let cause = cuts.iter().find(|cut| cut.instant.burnt()).or_else(|| cuts.iter().find(|cut| cut.last));
             match cause {
                 Some(cut) => {
+                    *chance_lost += u64::from(!cut.aimed);
                     if let Some(row) = rows.get_mut(&cut.instant) {
                         row.lost += 1;
                         row.lost_by_last_try += u64::from(cut.last);
@@ -149,6 +154,7 @@ impl Account {
             logins: ledger.len() as u64,
             lost: self.ended.len() as u64,
             alive_at_the_ehr: needless,
+            by_chance,
             rows: rows.into_values().collect(),
             wrong_count: self.wrong.len() as u64,
             wrong: self.wrong.into_iter().take(TOLD).collect(),
@@ -168,6 +174,8 @@ pub struct Report {
     pub lost: u64,
     /// Of those, how many had a token at the EHR that was never burnt.
     pub alive_at_the_ehr: u64,
+    /// Cut by kills that were aimed at nothing, and lost by those.
+    pub by_chance: [u64; 2],
     pub rows: Vec<Row>,
     pub wrong_count: u64,
     /// What must not have been: the first few.
@@ -216,7 +224,9 @@ impl fmt::Display for Report {
         let (first, lost) = (sum(|row| row.interrupted - row.last_tries), sum(|row| row.lost - row.lost_by_last_try));
         let (tries, lost_tries) = (sum(|row| row.last_tries), sum(|row| row.lost_by_last_try));
         writeln!(f, "  {:<28} {first:>11} {lost:>11}   {tries:>20} {lost_tries:>11}", "sum")?;
-        writeln!(f, "\n{} lost whose token lived on at the EHR", self.alive_at_the_ehr)?;
+        let [chance, chance_lost] = self.by_chance;
+        writeln!(f, "\nby kills at random times alone: {chance} refreshes cut, {chance_lost} logins lost")?;
+        writeln!(f, "{} lost whose token lived on at the EHR", self.alive_at_the_ehr)?;
         writeln!(f, "{} things that must not be", self.wrong_count)?;
         for wrong in &self.wrong {
             writeln!(f, "  {wrong}")?;

@@ -194,6 +194,7 @@ struct Killed {
     number: u32,
     life: Life,
     at: Instant,
+    aimed: bool,
 }
 
 impl Driver<'_> {
@@ -223,7 +224,7 @@ impl Driver<'_> {
         if let Some(odd) = life.odd {
             bail!("the process said {odd:?}");
         }
-        Ok(Killed { number, life, at })
+        Ok(Killed { number, life, at, aimed: !matches!(aim, Aim::Time(_)) })
     }
 
     /// The last process: it lives until all doubts have ended.
@@ -285,7 +286,7 @@ impl Driver<'_> {
     fn judge(&mut self, before: Option<Killed>, now: &Mutex<Life>) -> Result<()> {
         let now = now.lock().unwrap_or_else(PoisonError::into_inner);
         let ledger = self.endpoint.ledger();
-        if let Some(Killed { number, life, at }) = before {
+        if let Some(Killed { number, life, at, aimed }) = before {
             for (login, (generation, held)) in &life.held {
                 let (after, state) =
                     now.held.get(login).with_context(|| format!("login {login} is not in the store"))?;
@@ -317,7 +318,7 @@ impl Driver<'_> {
                 };
                 let last = matches!(was, Held::InDoubt { .. });
                 if let Some(instant) = evidence.instant() {
-                    self.account.cut(*login, begun, Cut { life: number, instant, last });
+                    self.account.cut(*login, begun, Cut { instant, last, aimed });
                 }
             }
             self.account.check_life(&life, &now.held);
