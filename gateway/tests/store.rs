@@ -16,7 +16,8 @@ use mantel::{
     config::SealKey,
     secret::Secret,
     store::{
-        Begun, EndReason, Finished, GrantId, GrantState, STEPS, Schema, SharedStore, Step, Store, StoreError, StoreResult,
+        Begun, EndReason, Finished, GrantId, GrantState, STEPS, Schema, SharedStore, Step, Store, StoreError,
+        StoreResult,
         sealing::{Sealer, seal_successor},
         sqlite::Sqlite,
     },

@@ -21,7 +21,7 @@ use mantel::{
     entropy::{Entropy as _, SystemEntropy},
     secret::Secret,
     store::{
-        GrantId, SealKeyState,
+        GrantId, SealKeyState, Store as _,
         rotation::{self, Progress, SealRotation},
         sealing::Sealer,
         sqlite::Sqlite,

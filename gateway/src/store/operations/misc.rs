@@ -40,7 +40,7 @@ pub(super) async fn new_subject(
     // Named and sealed by the key that all processes agree on, whichever one this process writes with.
     let naming = seal::naming_key(on).await?;
     let sealer = &*sealer.fixed_to(&naming)?;
-    let names = records::subject_names(&sealer, site.as_str(), ehr_subject);
+    let names = records::subject_names(sealer, site.as_str(), ehr_subject);
     if let Some(sub) = known_subject(on, names.clone()).await? {
         return Ok(sub);
     }
