@@ -8,6 +8,7 @@ mod crash;
 mod custody;
 mod ehr_faults;
 mod fhir;
+mod keys;
 mod launches;
 mod leak;
 mod memory;
