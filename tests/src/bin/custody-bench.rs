@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mantel_tests::custody::bench::{self, Options};
+use mantel_tests::{
+    custody::bench::{self, Options},
+    harness::postgres::Postgres,
+};
 
 /// Measures custody over many grants: memory, the start, the wheel, writes, refreshes a second, fresh bearers.
 #[derive(Parser)]
@@ -21,6 +24,9 @@ struct Arguments {
     /// An empty store, as in `store.url`; else SQLite in a directory that goes with the program
     #[arg(long, value_name = "URL")]
     store: Option<String>,
+    /// A PostgreSQL of its own (Debian's package) as the store
+    #[arg(long, conflicts_with = "store")]
+    postgres: bool,
     /// Keeps the store here
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -50,13 +56,18 @@ async fn run(arguments: Arguments) -> Result<()> {
         println!("{}", serde_json::to_string(&bench::measure(&arguments).await?)?);
         return Ok(());
     }
+    let server = if arguments.postgres { Some(Postgres::start().await?) } else { None };
+    let store = match &server {
+        Some(server) => Some(server.database().await?),
+        None => arguments.store,
+    };
     let made = tempfile::tempdir()?;
     let directory = arguments.data.unwrap_or_else(|| made.path().to_owned());
     std::fs::create_dir_all(&directory)?;
     let report = bench::run(&Options {
         program: std::env::current_exe()?,
         directory,
-        store: arguments.store,
+        store,
         grants: if arguments.quick { 2_000 } else { arguments.grants },
         refreshes: if arguments.quick { 400 } else { arguments.refreshes },
     })

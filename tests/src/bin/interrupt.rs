@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mantel_tests::custody::interrupt::{self, Options, victim};
+use mantel_tests::{
+    custody::interrupt::{self, Options, victim},
+    harness::postgres::Postgres,
+};
 
 /// Kills a process that has refreshes in flight, again and again, before an EHR that burns refresh tokens, and
 /// counts the refreshes that were cut by the instant, with the logins that it cost. Fails if one was lost that need
@@ -27,6 +30,9 @@ struct Arguments {
     /// The store, as in `store.url`; else SQLite in a directory that goes with the program
     #[arg(long, value_name = "URL")]
     store: Option<String>,
+    /// A PostgreSQL of its own (Debian's package) as the store
+    #[arg(long, conflicts_with = "store")]
+    postgres: bool,
     /// Keeps the store and the processes' log here
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -57,11 +63,16 @@ async fn main() -> Result<ExitCode> {
         victim::run(arguments).await?;
         return Ok(ExitCode::SUCCESS);
     }
+    let server = if arguments.postgres { Some(Postgres::start().await?) } else { None };
+    let store = match &server {
+        Some(server) => Some(server.database().await?),
+        None => arguments.store,
+    };
     let made = tempfile::tempdir()?;
     let report = interrupt::run(&Options {
         program: std::env::current_exe()?,
         directory: arguments.data.unwrap_or_else(|| made.path().to_owned()),
-        store: arguments.store,
+        store,
         logins: arguments.logins,
         in_flight: arguments.in_flight,
         kills: arguments.kills,

@@ -41,10 +41,6 @@ impl Opened {
     pub fn commits(&self) -> Option<u64> {
         self.sqlite.as_ref().map(|sqlite| sqlite.commits())
     }
-
-    pub async fn close(&self) {
-        self.store.close().await;
-    }
 }
 
 /// The id of grant `number`: the number, and bytes that spread it over custody's shards.

@@ -177,7 +177,7 @@ async fn fill(opened: &Opened, count: u32) -> Result<Found> {
         })
         .await?;
     let seconds = began.elapsed().as_secs_f64();
-    opened.close().await;
+    opened.store.close().await;
     Ok(Found::Filled { seconds })
 }
 
@@ -257,7 +257,7 @@ async fn warm(started: Started, count: u32) -> Result<Found> {
         .await?;
     let session_bytes_each = grown(before, count)?;
     custody.shutdown().await;
-    opened.close().await;
+    opened.store.close().await;
     Ok(Found::Warm { bytes_each, session_bytes_each, one_ns, all_ns, two_threads_ns })
 }
 
@@ -304,7 +304,7 @@ async fn refresh(started: &Started, which: std::ops::Range<u32>, at_once: usize)
     let (seconds, after) = (began.elapsed().as_secs_f64(), written()?);
     let commits = opened.commits().zip(commits).map(|(after, before)| after - before);
     custody.shutdown().await;
-    opened.close().await;
+    opened.store.close().await;
     Ok(Found::Refreshed {
         seconds,
         commits,

@@ -303,5 +303,5 @@ impl CustodyEvents for Words {
 
     fn kept(&self) {}
 
-    fn lease(&self, _mark: LeaseMark) {}
+    fn lease(&self, _: LeaseMark) {}
 }
