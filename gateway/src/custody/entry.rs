@@ -23,7 +23,8 @@ use crate::{
 
 /// What a fresh request needs, and nothing else.
 struct Held {
-    token: Secret<String>,
+    /// Shared with who is served: to copy a kilobyte, and to wipe the copy, would be most of a fresh request's cost.
+    token: Arc<Secret<String>>,
     generation: i64,
     due: Instant,
     expires: Instant,
@@ -133,7 +134,12 @@ impl Entry {
             *flight += 1;
         }
         if state.ended.is_some() {
-            self.held.store(Arc::new(Held { token: Secret::from(""), generation: i64::MAX, due: now, expires: now }));
+            self.held.store(Arc::new(Held {
+                token: Arc::new(Secret::from("")),
+                generation: i64::MAX,
+                due: now,
+                expires: now,
+            }));
         }
         (action, *flight)
     }
@@ -179,7 +185,7 @@ impl Entry {
 impl Held {
     fn of(grant: &Grant, times: &Times) -> Self {
         Self {
-            token: grant.tokens.access.clone(),
+            token: Arc::new(grant.tokens.access.clone()),
             generation: grant.generation,
             due: times.due,
             expires: times.expires,

@@ -45,7 +45,7 @@ use crate::{
 /// An EHR's access token, and the generation of the grant that it belongs to.
 #[derive(Clone, Debug)]
 pub struct Bearer {
-    pub token: Secret<String>,
+    pub token: Arc<Secret<String>>,
     pub generation: i64,
 }
 

@@ -21,8 +21,10 @@ use crate::{
     store::{AccessToken, Grant, GrantId, GrantState, SharedStore, StoreResult},
 };
 
-/// Sessions held in memory: some 1 KB each.
+/// Sessions held in memory: some 2 KB each.
 const CAPACITY: u64 = 200_000;
+/// Sets of scopes held in memory. An app's users are granted a few different ones, of some kilobytes each.
+const SETS: u64 = 10_000;
 /// No look-up in the store takes longer.
 const LONGEST_LOOKUP: Duration = Duration::from_secs(300);
 
@@ -36,9 +38,9 @@ pub struct Session {
     pub registration: RegistrationId,
     pub fingerprint: String,
     /// What the judge enforces: this token's scopes, never wider than the grant's.
-    pub enforced: ScopeSet,
+    pub enforced: Arc<ScopeSet>,
     /// What the EHR said it granted; none: unknown, so its answers are inspected.
-    pub upstream: Option<ScopeSet>,
+    pub upstream: Option<Arc<ScopeSet>>,
     pub context: LaunchContext,
     pub tenant: Option<String>,
     pub fhir_user: Option<String>,
@@ -47,7 +49,7 @@ pub struct Session {
 }
 
 impl Session {
-    fn new(token: &AccessToken, grant: &Grant) -> Self {
+    fn new(token: &AccessToken, grant: &Grant, sets: &Sets) -> Self {
         let facts = &grant.facts;
         Self {
             grant: grant.id,
@@ -55,14 +57,28 @@ impl Session {
             site: grant.site.clone(),
             registration: grant.registration.clone(),
             fingerprint: grant.fingerprint.clone(),
-            enforced: ScopeSet::parse(&token.enforced).unwrap_or_default(),
-            upstream: facts.upstream.as_deref().and_then(|text| ScopeSet::parse(text).ok()),
+            enforced: sets.of(&token.enforced).unwrap_or_default(),
+            upstream: facts.upstream.as_deref().and_then(|text| sets.of(text)),
             context: facts.context.clone(),
             tenant: facts.tenant.clone(),
             fhir_user: facts.fhir_user.clone(),
             ehr_launch: facts.ehr_launch,
             expires: token.expires,
         }
+    }
+}
+
+/// Parsed scopes by their text: equal ones are held once.
+struct Sets(Cache<String, Arc<ScopeSet>>);
+
+impl Sets {
+    fn of(&self, text: &str) -> Option<Arc<ScopeSet>> {
+        if let Some(set) = self.0.get(text) {
+            return Some(set);
+        }
+        let set = Arc::new(ScopeSet::parse(text).ok()?);
+        self.0.insert(text.to_owned(), set.clone());
+        Some(set)
     }
 }
 
@@ -79,6 +95,7 @@ pub struct Bearers {
     store: SharedStore,
     clock: SharedClock,
     cache: Cache<TokenHash, Arc<Session>>,
+    sets: Sets,
     /// Grants that ended a moment ago: a look-up that was in the store meanwhile must not bring one back.
     ended: Cache<GrantId, ()>,
     /// How often facts have changed: a look-up that was in the store meanwhile may have read the old ones,
@@ -94,7 +111,7 @@ impl Bearers {
             .support_invalidation_closures()
             .build();
         let ended = Cache::builder().max_capacity(CAPACITY).time_to_live(LONGEST_LOOKUP).build();
-        Self { store, clock, cache, ended, changes: AtomicU64::new(0) }
+        Self { store, clock, cache, sets: Sets(Cache::new(SETS)), ended, changes: AtomicU64::new(0) }
     }
 
     /// A session in memory, if it is there and lives.
@@ -120,7 +137,7 @@ impl Bearers {
         if let Err(error) = self.store.successor_used(token).await {
             tracing::warn!(grant = %grant.id, %error, "the grace of a superseded refresh token is not ended by use");
         }
-        let session = Arc::new(Session::new(&access, &grant));
+        let session = Arc::new(Session::new(&access, &grant, &self.sets));
         self.cache.insert(token, session.clone());
         // After the insertion: whoever ends the grant marks it first and evicts then.
         if self.ended.contains_key(&grant.id) {
