@@ -34,6 +34,16 @@ pub fn written() -> Result<Written> {
     Ok(Written { bytes: field("/proc/self/io", "wchar")?, calls: field("/proc/self/io", "syscw")? })
 }
 
+/// The time that this thread itself has run, whoever else wants the processor.
+///
+/// # Errors
+/// As [`anonymous`].
+pub fn own_time() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanos = text.split_whitespace().next().context("/proc/thread-self/schedstat is empty")?;
+    Ok(Duration::from_nanos(nanos.parse()?))
+}
+
 fn field(file: &str, name: &str) -> Result<u64> {
     let text = std::fs::read_to_string(file)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -55,7 +65,7 @@ pub async fn raw_commits(directory: &Path, within: Duration) -> Result<f64> {
         .disable_statement_logging()
         .connect()
         .await?;
-    sqlx::query("CREATE TABLE one (id INTEGER PRIMARY KEY, body BLOB)").execute(&mut on).await?;
+    sqlx::query("CREATE TABLE IF NOT EXISTS one (id INTEGER PRIMARY KEY, body BLOB)").execute(&mut on).await?;
     let (began, mut commits) = (Instant::now(), 0_u32);
     while began.elapsed() < within {
         sqlx::query("INSERT OR REPLACE INTO one (id, body) VALUES ($1, $2)")
