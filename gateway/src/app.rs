@@ -2,7 +2,6 @@
 
 mod collector;
 mod operator;
-mod presence;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,7 +16,7 @@ use mantel_adapters::{
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::{operator::Operator, presence::Presence};
+use self::operator::Operator;
 use crate::{
     admin::{
         Admin,
@@ -39,6 +38,7 @@ use crate::{
     entropy::{self, SharedEntropy, SystemEntropy},
     oauth::OAuth,
     proxy::{Pages, Proxy, ProxyContext, Statements},
+    replicas::Replicas,
     secret::Secret,
     session::{Bearers, Mint, Signer},
     store::{
@@ -95,6 +95,7 @@ pub struct Running {
     end: CancellationToken,
     edge: JoinHandle<anyhow::Result<()>>,
     custody: Custody,
+    replicas: Replicas,
     store: SharedStore,
     log: Arc<AccessLog>,
 }
@@ -119,6 +120,7 @@ impl Running {
             () = self.stop.cancelled() => edge.await,
         };
         self.custody.shutdown().await;
+        self.replicas.leave().await;
         self.store.close().await;
         self.log.flush();
         self.end.cancel();
@@ -153,9 +155,6 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let store = store::open(&config.store.url, sealer.clone(), &schema).await.context("the store cannot be opened")?;
     let boot = BootId(entropy::uuid4(&*entropy));
     let rotation = Arc::new(SealRotation::new(store.clone(), sealer));
-    let (presence, live) = Presence::begin(store.clone(), clock.clone(), boot, rotation.clone())
-        .await
-        .context("this process may not serve from the store")?;
     let admin_socket = match config.admin_socket() {
         Some(path) if path.as_os_str().len() + 16 > LONGEST_PATH => {
             tracing::warn!(path = %path.display(), "server.admin_socket: the path is too long for a socket: commands \
@@ -174,6 +173,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     };
     let log = Arc::new(AccessLog::start(access_log, metrics.clone())?);
 
+    let max_stale = config.server.max_stale;
     let timeouts = config.server.timeouts.clone();
     let ehrs = Arc::new(Ehrs::new(roots, &timeouts, handle.clone(), clock.clone(), entropy.clone(), metrics.clone()));
     ehrs.take_on(&config).map_err(|faults| {
@@ -194,7 +194,10 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     };
     let config = Arc::new(ArcSwap::from_pointee(config));
 
-    let bearers = Arc::new(Bearers::new(store.clone(), clock.clone()));
+    let replicas = Replicas::join(store.clone(), clock.clone(), metrics.clone(), boot, rotation.clone(), max_stale)
+        .await
+        .context("this process may not serve from the store")?;
+    let bearers = Arc::new(Bearers::new(store.clone(), clock.clone(), replicas.clone()));
     let signer = Signer::start(store.clone(), clock.clone()).await?;
     let words = Arc::new(Words {
         config: config.clone(),
@@ -208,11 +211,18 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
         clock: clock.clone(),
         entropy: entropy.clone(),
         handle: handle.clone(),
-        boot,
+        replicas: replicas.clone(),
         events: words.clone(),
         policies: words.clone(),
         token_timeout: timeouts.token,
     });
+    {
+        let (bearers, custody) = (bearers.clone(), custody.clone());
+        replicas.follow(move |grant| {
+            bearers.evict(grant);
+            custody.forget(grant);
+        });
+    }
     let oauth = Arc::new(OAuth {
         store: store.clone(),
         clock: clock.clone(),
@@ -229,7 +239,6 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let admin = Arc::new(Admin { metrics: metrics.clone(), store: store.clone(), stop: stop.clone() });
     tokio::spawn(admin.serve(admin_listener, end.clone()));
-    tokio::spawn(presence.run(stop.clone()));
     if let Some(socket) = admin_socket {
         let grants = Operator {
             store: store.clone(),
@@ -238,7 +247,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
             custody: custody.clone(),
             words: words.clone(),
         };
-        let commands = Commands { rotation, live, grants: Arc::new(grants) };
+        let commands = Commands { rotation, live: replicas.present(), grants: Arc::new(grants) };
         tokio::spawn(socket.serve(Arc::new(commands), stop.clone()));
     }
     let chores = Chores { store: store.clone(), signer, words, clock: clock.clone(), metrics: metrics.clone() };
@@ -272,7 +281,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     };
     let edge = tokio::spawn(listen::serve(listener, workers, make, settings, stop.clone()));
     tracing::info!(%address, %admin_address, workers, "serving");
-    Ok(Running { address, admin_address, stop, end, edge, custody, store, log })
+    Ok(Running { address, admin_address, stop, end, edge, custody, replicas, store, log })
 }
 
 /// Data-plane workers: one a core.

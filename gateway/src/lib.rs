@@ -4,8 +4,8 @@
 //! (`tests/arrows.rs` holds that):
 //!
 //! ```text
-//! main → app → edge → oauth | proxy | admin → session | custody → upstream → store → telemetry
-//!      → config, clock, entropy, secret, error → adapters
+//! main → app → edge → oauth | proxy | admin → session | custody → upstream | replicas → store
+//!      → telemetry → config, clock, entropy, secret, error → adapters
 //! ```
 
 pub mod admin;
@@ -19,6 +19,7 @@ pub mod error;
 pub mod lifecycle;
 pub mod oauth;
 pub mod proxy;
+pub mod replicas;
 pub mod secret;
 pub mod session;
 pub mod store;

@@ -15,7 +15,7 @@ const LEVELS: &[&[&str]] = &[
     &["edge"],
     &["oauth", "proxy", "admin"],
     &["session", "custody"],
-    &["upstream"],
+    &["upstream", "replicas"],
     &["store"],
     &["telemetry"],
     &["config", "clock", "entropy", "secret", "error"],

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -36,6 +37,8 @@ pub(super) struct Entry {
     /// Last use in nanoseconds since `born`, plus one; zero: none.
     used: AtomicU64,
     born: Instant,
+    /// Of what the grant is about, as the bearer's generation has it: a change of it is told.
+    about: AtomicU64,
     guts: Mutex<Guts>,
     /// The store may hold an intent of ours behind which there is no request: its answer was lost, or it
     /// could not be cleared.
@@ -75,6 +78,8 @@ pub(super) fn read(
 pub(super) struct Among {
     /// There may be others.
     pub shared: bool,
+    /// It is first to do what nobody asks for.
+    pub first: bool,
 }
 
 pub(super) fn rules(policy: Option<&GrantPolicy>, among: Among) -> Rules {
@@ -86,7 +91,7 @@ pub(super) fn rules(policy: Option<&GrantPolicy>, among: Among) -> Rules {
         // A grant whose registration is gone is served while its token lives.
         None => Rules::new(&mantel_adapters::profile::TokenPolicy::default(), Duration::ZERO, false),
     };
-    Rules { shared: among.shared, ..rules }
+    Rules { shared: among.shared, yields: !among.first, ..rules }
 }
 
 impl Entry {
@@ -96,6 +101,7 @@ impl Entry {
             held: ArcSwap::from_pointee(Held::of(grant, &state.times)),
             used: AtomicU64::new(0),
             born: now,
+            about: AtomicU64::new(about(grant)),
             guts: Mutex::new(Guts { state, rules, flight: 0 }),
             idle_intent: AtomicBool::new(false),
         }
@@ -114,6 +120,12 @@ impl Entry {
     pub(super) fn alive(&self, now: Instant) -> Option<Bearer> {
         let held = self.held.load();
         (now < held.expires).then(|| held.bearer())
+    }
+
+    /// Whether the grant is about something else than this entry knew; now it knows.
+    pub(super) fn is_about_else(&self, grant: &Grant) -> bool {
+        let now = about(grant);
+        self.about.swap(now, Ordering::Relaxed) != now
     }
 
     pub(super) fn generation(&self) -> i64 {
@@ -180,6 +192,14 @@ impl Entry {
         }
         guts
     }
+}
+
+/// A digest of a grant's facts, for this process alone.
+fn about(grant: &Grant) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    // Facts that cannot be written are those that nobody could have stored.
+    serde_json::to_vec(&grant.facts).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Held {

@@ -66,7 +66,8 @@ impl Inner {
         let mut distance = FIRST_LOOK;
         while self.now() < give_up {
             let wall = self.context.clock.now();
-            let begun = self.context.store.begin_refresh(grant.id, grant.generation, self.context.boot, wall).await;
+            let begun =
+                self.context.store.begin_refresh(grant.id, grant.generation, self.context.replicas.me(), wall).await;
             let lease = match begun {
                 Ok(Begun::Won { fence }) => return Ok(Intent { attempt: Attempt::First, fence: Some(fence) }),
                 Ok(Begun::Lost(lease)) => lease,
@@ -87,7 +88,7 @@ impl Inner {
                 Some(until) => until,
                 // An earlier request of this process, or of one that does not show itself: no result came of it.
                 None => {
-                    if lease.owner == self.context.boot && entry.idle_intent.load(Ordering::Relaxed) {
+                    if lease.owner == self.context.replicas.me() && entry.idle_intent.load(Ordering::Relaxed) {
                         return Ok(Intent { attempt: Attempt::First, fence: Some(lease.fence) });
                     }
                     let known = match unfinished {
@@ -107,7 +108,7 @@ impl Inner {
 
     /// Until when a lease must be watched, since its owner may be at work. None: nobody is.
     fn living(&self, entry: &Entry, lease: Lease, known: Option<Unfinished>) -> Result<Option<Instant>, Landing> {
-        if lease.owner == self.context.boot {
+        if lease.owner == self.context.replicas.me() {
             return Ok(None);
         }
         let patience = patience(self.shared(), known.is_some_and(|it| it.retried));
@@ -175,8 +176,8 @@ impl Inner {
         }
         let mut fence = lease.fence;
         let Unfinished { mut retried, .. } = known;
-        if lease.owner != self.context.boot {
-            match self.context.store.take_over(entry.id, lease, self.context.boot, wall).await {
+        if lease.owner != self.context.replicas.me() {
+            match self.context.store.take_over(entry.id, lease, self.context.replicas.me(), wall).await {
                 Ok(Begun::InDoubt { retried: by_now, .. }) => (fence, retried) = (fence.saturating_add(1), by_now),
                 Ok(Begun::Ended(reason)) => return Err(Landing::Ended(reason)),
                 Ok(Begun::Moved(grant)) => {
@@ -199,7 +200,7 @@ impl Inner {
             return Err(self.end_dead(entry, case, EndReason::LostRotation).await);
         }
         let noted = self
-            .insist(|| self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.boot, wall))
+            .insist(|| self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.replicas.me(), wall))
             .await;
         match noted {
             Ok(Some(fence)) => Ok(Doubtful::Act(Intent { attempt: Attempt::Last, fence: Some(fence) })),
@@ -212,7 +213,8 @@ impl Inner {
     /// nothing: the answer is taken whoever holds the lease.
     pub(super) fn beating(&self, case: &Case, intent: &Intent) -> Option<AbortOnDropHandle<()>> {
         let fence = intent.fence.filter(|_| self.shared())?;
-        let (store, events, boot) = (self.context.store.clone(), self.context.events.clone(), self.context.boot);
+        let (store, events, boot) =
+            (self.context.store.clone(), self.context.events.clone(), self.context.replicas.me());
         let (id, generation) = (case.grant.id, case.grant.generation);
         let beats = async move {
             loop {

@@ -13,6 +13,9 @@ use crate::{
 /// Lifetimes beyond it are not believed; nothing is lost by renewing once a year.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// So long a grant is left to the process that is first to refresh it.
+const LAG: Duration = Duration::from_secs(5);
+
 /// A forced refresh, at most so often for a grant.
 pub const FORCED_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -39,6 +42,8 @@ pub struct Rules {
     pub session_idle: Option<Duration>,
     /// Other processes may work on the same grant.
     pub shared: bool,
+    /// Another process is first to refresh it.
+    pub yields: bool,
 }
 
 impl Rules {
@@ -51,6 +56,7 @@ impl Rules {
             cold_for: policy.dies_with_access.then_some(session_idle),
             session_idle: session.then_some(session_idle),
             shared: false,
+            yields: false,
         }
     }
 
@@ -59,9 +65,12 @@ impl Rules {
         said.filter(|said| !said.is_zero()).unwrap_or(self.assume_lifetime).min(LONGEST)
     }
 
-    /// From receipt until the token falls due: `refresh_before` its end, but not before 60 % of its life.
+    /// From receipt until the token falls due: `refresh_before` its end, but not before 60 % of its life; a
+    /// little later where another process is first, so that there is its answer to find.
     fn due_after(&self, lifetime: Duration) -> Duration {
-        lifetime - self.refresh_before.min(lifetime * 2 / 5)
+        let before = self.refresh_before.min(lifetime * 2 / 5);
+        let behind = if self.yields { LAG.min(before / 4) } else { Duration::ZERO };
+        lifetime - before + behind
     }
 
     fn min_interval(&self, lifetime: Duration) -> Duration {

@@ -31,6 +31,11 @@ fn a_token_falls_due_in_time_and_never_too_early() {
         assert_eq!(times.due - now, secs(due), "{lifetime} s");
         assert_eq!(times.expires - now, secs(lifetime));
     }
+    // Whose it is first, refreshes it first; a tenth of a short life is not long either.
+    for (lifetime, due) in [(3600, 3305), (300, 185), (10, 7)] {
+        let behind = Rules { yields: true, ..rules(300, 0, 0) };
+        assert_eq!(Times::new(&behind, secs(lifetime), Duration::ZERO, now).due - now, secs(due), "{lifetime} s");
+    }
     let aged = Times::new(&rules(300, 0, 0), secs(300), secs(200), now);
     assert_eq!((aged.due, aged.expires - now), (now, secs(100)));
 }

@@ -38,8 +38,9 @@ pub use self::{machine::Cause, outcome::RefreshOutcome, wheel::Wheel};
 use crate::{
     clock::{Instant, SharedClock},
     entropy::SharedEntropy,
+    replicas::Replicas,
     secret::Secret,
-    store::{BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, SharedStore},
+    store::{EndReason, Grant, GrantFacts, GrantId, GrantState, SharedStore},
 };
 
 /// An EHR's access token, and the generation of the grant that it belongs to.
@@ -135,7 +136,7 @@ pub trait CustodyEvents: Send + Sync {
     fn refresh(&self, vendor: &VendorId, site: &SiteId, outcome: RefreshOutcome);
     /// Custody ended a grant.
     fn ended(&self, grant: &Grant, reason: EndReason);
-    /// A refresh changed what the grant is about, and that is stored.
+    /// A refresh, here or elsewhere, changed what the grant is about; its new bearer is served from now on.
     fn changed(&self, grant: &Grant);
     /// A request joined a flight that was under way.
     fn joined(&self);
@@ -172,7 +173,8 @@ pub struct CustodyContext {
     pub entropy: SharedEntropy,
     /// The control runtime: flights and the wheel run there, whoever asked.
     pub handle: Handle,
-    pub boot: BootId,
+    /// This process, the owner of its leases, and the others.
+    pub replicas: Replicas,
     pub events: Arc<dyn CustodyEvents>,
     pub policies: Arc<dyn Policies>,
     /// A token request's own deadline, whoever waits for it.
@@ -222,7 +224,7 @@ impl Custody {
         });
         let handle = &inner.context.handle;
         inner.tasks.spawn_on(inner.clone().turn(), handle);
-        inner.tasks.spawn_on(inner.clone().read_all(), handle);
+        inner.tasks.spawn_on(inner.clone().share(), handle);
         Self(inner)
     }
 
@@ -232,7 +234,9 @@ impl Custody {
     /// # Errors
     /// [`CustodyFault::Ended`] only where the user must authorise again.
     pub async fn bearer(&self, grant: GrantId, deadline: Instant) -> Result<Bearer, CustodyFault> {
-        if let Some(bearer) = self.0.table.get(grant).and_then(|entry| entry.fresh(self.0.now())) {
+        let now = self.0.now();
+        self.0.is_told(now)?;
+        if let Some(bearer) = self.0.table.get(grant).and_then(|entry| entry.fresh(now)) {
             return Ok(bearer);
         }
         let asked = async {
@@ -256,6 +260,7 @@ impl Custody {
         generation: i64,
         deadline: Instant,
     ) -> Result<Option<Bearer>, CustodyFault> {
+        self.0.is_told(self.0.now())?;
         let asked = async {
             let entry = self.0.known(grant).await?;
             let current = generation >= entry.generation();
@@ -271,6 +276,15 @@ impl Custody {
     /// Takes up a grant as the store has it: a new one, or one whose generation has moved on.
     pub fn adopt(&self, grant: &Grant) {
         self.0.adopt(grant);
+    }
+
+    /// A grant as somebody else has just read it from the store: if its generation is newer than what is known
+    /// here, no older bearer is served with it.
+    pub fn seen(&self, grant: &Grant) {
+        let known = self.0.table.get(grant.id).filter(|entry| entry.generation() < grant.generation);
+        if let Some(entry) = known {
+            self.0.renew(&entry, grant, grant.tokens.received.until(self.0.context.clock.now()), self.0.now());
+        }
     }
 
     /// Forgets a grant that has ended. A flight under way finds that out from the store.
@@ -300,8 +314,26 @@ impl Inner {
         self.context.clock.monotonic()
     }
 
-    fn among(&self, _id: GrantId) -> Among {
-        Among { shared: self.context.store.shared() }
+    /// Whether this process knows which grants have ended elsewhere (`custody.md`, "Ended means ended").
+    fn is_told(&self, now: Instant) -> Result<(), CustodyFault> {
+        if self.context.replicas.stale(now) {
+            return Err(CustodyFault::Unavailable { retry_after: SOON });
+        }
+        Ok(())
+    }
+
+    fn among(&self, id: GrantId) -> Among {
+        Among { shared: self.context.store.shared(), first: self.context.replicas.first_for(id) }
+    }
+
+    /// Takes up a grant's newer generation.
+    fn renew(&self, entry: &Entry, grant: &Grant, age: Duration, now: Instant) {
+        // Before its bearer is served: what the EHR confines may have changed with it.
+        if entry.is_about_else(grant) {
+            self.context.events.changed(grant);
+        }
+        entry.renew(grant, self.context.policies.of(grant).as_ref(), self.among(grant.id), age, now);
+        self.wheel.set(grant.id, entry.next_wake(now));
     }
 
     /// The entry of a grant, from the store if need be.
@@ -341,9 +373,10 @@ impl Inner {
         let (rules, state) = entry::read(grant, policy.as_ref(), among, wall, now);
         let entry = self.table.enter(Entry::new(grant, rules, state, now));
         if entry.generation() < grant.generation {
-            entry.renew(grant, policy.as_ref(), among, grant.tokens.received.until(wall), now);
+            self.renew(&entry, grant, grant.tokens.received.until(wall), now);
+        } else {
+            self.wheel.set(grant.id, entry.next_wake(now));
         }
-        self.wheel.set(grant.id, entry.next_wake(now));
         entry
     }
 
@@ -424,9 +457,21 @@ impl Inner {
         }
     }
 
-    /// Finds, after a start, the grants that must not wait for their next use: doubtful ones, those that
-    /// end by time, those whose refresh token dies with the access token.
-    async fn read_all(self: Arc<Self>) {
+    /// Reads the store after a start, and whenever a process has come or gone: its share is another's then.
+    async fn share(self: Arc<Self>) {
+        let mut changes = self.context.replicas.changes();
+        loop {
+            self.read_all().await;
+            let changed = self.stop.run_until_cancelled(changes.changed()).await;
+            if !matches!(changed, Some(Ok(()))) {
+                return;
+            }
+        }
+    }
+
+    /// Finds the grants that must not wait for their next use: doubtful ones, those that end by time, those
+    /// whose refresh token dies with the access token.
+    async fn read_all(&self) {
         let (mut after, mut failures) = (None, 0);
         loop {
             let page = tokio::select! {
@@ -456,6 +501,9 @@ impl Inner {
     }
 
     fn note(&self, grant: &Grant) {
+        if !self.context.replicas.first_for(grant.id) {
+            return;
+        }
         let now = self.now();
         let policy = self.context.policies.of(grant);
         let (rules, state) = entry::read(grant, policy.as_ref(), self.among(grant.id), self.context.clock.now(), now);

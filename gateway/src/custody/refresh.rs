@@ -72,8 +72,7 @@ impl Inner {
         let now = self.now();
         let (event, caller) = match landing {
             Landing::Renewed { grant, age } => {
-                entry.renew(&grant, self.context.policies.of(&grant).as_ref(), self.among(entry.id), age, now);
-                self.wheel.set(entry.id, entry.next_wake(now));
+                self.renew(entry, &grant, age, now);
                 return entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: SOON });
             }
             Landing::Held { cause, retry_after, caller } => {
@@ -245,9 +244,6 @@ impl Inner {
         match finished {
             Finished::Stored(grant) => {
                 self.count(case, RefreshOutcome::Renewed);
-                if facts.is_some() {
-                    self.context.events.changed(&grant);
-                }
                 Landing::Renewed { grant, age: self.now().saturating_duration_since(received) }
             }
             Finished::Moved(current) => {
@@ -269,8 +265,9 @@ impl Inner {
     /// Clears the intent of a request that was certainly not answered with tokens.
     async fn abandon(&self, entry: &Entry, case: &Case) {
         let Case { grant, .. } = case;
-        let abandoned =
-            self.insist(|| self.context.store.abandon_refresh(grant.id, grant.generation, self.context.boot)).await;
+        let abandoned = self
+            .insist(|| self.context.store.abandon_refresh(grant.id, grant.generation, self.context.replicas.me()))
+            .await;
         if let Err(error) = &abandoned {
             tracing::warn!(grant = %grant.id, %error, "an intent could not be cleared; it is cleared with the next");
         }

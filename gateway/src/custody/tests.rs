@@ -4,6 +4,6 @@ mod doubt;
 mod ends;
 mod flow;
 mod lease;
-mod link;
 mod many;
+mod wheel;
 mod world;

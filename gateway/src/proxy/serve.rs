@@ -62,8 +62,8 @@ async fn session(context: &ProxyContext, headers: &HeaderMap) -> Result<Arc<Sess
     if let Some(session) = context.bearers.cached(hash) {
         return Ok(session);
     }
-    let bearers = context.bearers.clone();
-    let loaded = context.control.spawn(async move { bearers.load(hash).await }).await;
+    let (bearers, custody) = (context.bearers.clone(), context.custody.clone());
+    let loaded = context.control.spawn(async move { bearers.load(hash, |grant| custody.seen(grant)).await }).await;
     match loaded {
         Ok(Ok(Some(session))) => Ok(session),
         Ok(Ok(None)) => Err(unauthenticated("The access token is unknown, expired or revoked.")),

@@ -17,8 +17,9 @@ use moka::{Expiry, sync::Cache};
 
 use crate::{
     clock::{SharedClock, Timestamp},
+    replicas::Replicas,
     secret::TokenHash,
-    store::{AccessToken, Grant, GrantId, GrantState, SharedStore, StoreResult},
+    store::{AccessToken, Grant, GrantId, GrantState, SharedStore, StoreError, StoreResult},
 };
 
 /// Sessions held in memory: some 2 KB each.
@@ -94,6 +95,7 @@ impl Expiry<TokenHash, Arc<Session>> for UntilExpiry {
 pub struct Bearers {
     store: SharedStore,
     clock: SharedClock,
+    replicas: Replicas,
     cache: Cache<TokenHash, Arc<Session>>,
     sets: Sets,
     /// Grants that ended a moment ago: a look-up that was in the store meanwhile must not bring one back.
@@ -104,26 +106,34 @@ pub struct Bearers {
 }
 
 impl Bearers {
-    pub fn new(store: SharedStore, clock: SharedClock) -> Self {
+    pub fn new(store: SharedStore, clock: SharedClock, replicas: Replicas) -> Self {
         let cache = Cache::builder()
             .max_capacity(CAPACITY)
             .expire_after(UntilExpiry(clock.clone()))
             .support_invalidation_closures()
             .build();
         let ended = Cache::builder().max_capacity(CAPACITY).time_to_live(LONGEST_LOOKUP).build();
-        Self { store, clock, cache, sets: Sets(Cache::new(SETS)), ended, changes: AtomicU64::new(0) }
+        Self { store, clock, replicas, cache, sets: Sets(Cache::new(SETS)), ended, changes: AtomicU64::new(0) }
     }
 
-    /// A session in memory, if it is there and lives.
+    /// A session in memory, if it is there and lives, and this process knows what has ended elsewhere.
     pub fn cached(&self, token: TokenHash) -> Option<Arc<Session>> {
+        if self.replicas.stale(self.clock.monotonic()) {
+            return None;
+        }
         self.cache.get(&token).filter(|session| session.expires > self.clock.now())
     }
 
-    /// A live session: from memory, else from the store.
+    /// A live session: from memory, else from the store, and `seen` is shown its grant then, before anybody
+    /// else is served the session.
     ///
     /// # Errors
-    /// If the store does not serve; that says nothing of the token.
-    pub async fn load(&self, token: TokenHash) -> StoreResult<Option<Arc<Session>>> {
+    /// If the store does not serve, or has not for so long that grants may have ended unnoticed; that says
+    /// nothing of the token.
+    pub async fn load(&self, token: TokenHash, seen: impl FnOnce(&Grant)) -> StoreResult<Option<Arc<Session>>> {
+        if self.replicas.stale(self.clock.monotonic()) {
+            return Err(StoreError::Unavailable("the grants that ended at other processes are not known".into()));
+        }
         if let Some(session) = self.cached(token) {
             return Ok(Some(session));
         }
@@ -137,6 +147,7 @@ impl Bearers {
         if let Err(error) = self.store.successor_used(token).await {
             tracing::warn!(grant = %grant.id, %error, "the grace of a superseded refresh token is not ended by use");
         }
+        seen(&grant);
         let session = Arc::new(Session::new(&access, &grant, &self.sets));
         self.cache.insert(token, session.clone());
         // After the insertion: whoever ends the grant marks it first and evicts then.
@@ -164,3 +175,7 @@ impl Bearers {
         let _ = self.cache.invalidate_entries_if(move |_, session| session.grant == grant);
     }
 }
+
+#[cfg(test)]
+#[path = "bearers_tests.rs"]
+mod tests;

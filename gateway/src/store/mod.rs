@@ -4,6 +4,8 @@
 //! retried: after an error the caller does not know whether it took place, and calling it again does
 //! no harm. What was acknowledged is never lost.
 
+#[cfg(test)]
+pub mod link;
 mod model;
 pub mod postgres;
 mod records;

@@ -9,8 +9,8 @@ use mantel_adapters::{
     site::{SiteId, VendorId},
 };
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::{config::Config, error::Side};
@@ -203,6 +203,8 @@ pub struct Metrics {
     launches: IntCounterVec,
     oauth: IntCounterVec,
     store_faults: IntCounter,
+    replicas: IntGauge,
+    ends_polled: Gauge,
     config_loaded: IntGauge,
     log_dropped: IntCounter,
     connections: IntGauge,
@@ -297,6 +299,16 @@ impl Metrics {
                 &["endpoint", "status"],
             )?,
             store_faults: counter("mantel_store_faults_total", "Operations that the store failed.")?,
+            replicas: gauge(
+                "mantel_replicas",
+                "Gateway processes on the store that show themselves, this one among them.",
+            )?,
+            ends_polled: {
+                let help = "Seconds since the grants that ended at other processes were last read.";
+                let one = Gauge::new("mantel_ends_poll_age_seconds", help)?;
+                registry.register(Box::new(one.clone()))?;
+                one
+            },
             config_loaded: gauge(
                 "mantel_config_loaded_timestamp_seconds",
                 "When the configuration in force was loaded (Unix time).",
@@ -421,6 +433,15 @@ impl Metrics {
 
     pub fn store_fault(&self) {
         self.store_faults.inc();
+    }
+
+    pub fn replicas(&self, live: usize) {
+        self.replicas.set(i64::try_from(live).unwrap_or(i64::MAX));
+    }
+
+    /// How long ago the grants that ended elsewhere were last read.
+    pub fn ends_polled(&self, age: Duration) {
+        self.ends_polled.set(age.as_secs_f64());
     }
 
     pub fn log_dropped(&self) {

@@ -30,11 +30,12 @@ use mantel::{
     },
     entropy::SystemEntropy,
     proxy::{Body, Call, Facts, Pages, Proxy, ProxyContext, Statements},
+    replicas::Replicas,
     secret::{Secret, TokenHash},
     session::Bearers,
     store::{
         AccessToken, AppRequest, BootId, Code, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, Launch,
-        LaunchId, LaunchStep, NewTokens, Redeemed, SharedStore, sealing::Sealer, sqlite::Sqlite,
+        LaunchId, LaunchStep, NewTokens, Redeemed, ReplicaFacts, SharedStore, sealing::Sealer, sqlite::Sqlite,
     },
     telemetry::Metrics,
     upstream::{Clients, Ehrs, Roots},
@@ -217,19 +218,24 @@ impl Gateway {
         let ehrs = Arc::new(ehrs);
         let tokens = Arc::new(Tokens::default());
         let words = Arc::new(Words(config.clone()));
+        let boot = BootId(Uuid::from_u128(1));
+        let (facts, max_stale) = (ReplicaFacts::default(), Duration::from_secs(60));
+        let replicas = Replicas::join(store.clone(), clock.clone(), metrics.clone(), boot, Arc::new(facts), max_stale)
+            .await
+            .unwrap();
         let custody = Custody::new(CustodyContext {
             store: store.clone(),
             endpoint: tokens.clone(),
             clock: clock.clone(),
             entropy,
             handle: handle.clone(),
-            boot: BootId(Uuid::from_u128(1)),
+            replicas: replicas.clone(),
             events: words.clone(),
             policies: words,
             token_timeout: timeouts.token,
         });
         let proxy = Arc::new(Proxy::new(ProxyContext {
-            bearers: Arc::new(Bearers::new(store.clone(), clock.clone())),
+            bearers: Arc::new(Bearers::new(store.clone(), clock.clone(), replicas)),
             custody: custody.clone(),
             statements: Statements::new(ehrs.clone(), metrics.clone(), clock.clone(), handle.clone()),
             ehrs,

@@ -145,7 +145,7 @@ async fn after_a_kill_the_grant_is_in_doubt_and_tried_once() {
         if renewed {
             world.ehr.fair("refresh-1");
         }
-        world.reboot();
+        world.reboot().await;
         // The old access token still serves, and nobody need ask: the wheel finds the doubt in the store.
         assert_eq!(world.access(grant).await, "access-1");
         pass(99).await;
@@ -170,7 +170,7 @@ async fn after_a_start_the_wheel_finds_the_doubt_by_itself() {
     let _open = world.ehr.gate();
     world.access(grant).await;
     world.ehr.called(1).await;
-    world.reboot();
+    world.reboot().await;
     // Wait until the pages are read: the doubt has its turn then.
     while world.custody.0.wheel.is_empty() {
         tokio::task::yield_now().await;
@@ -190,7 +190,7 @@ async fn a_try_that_was_cut_short_is_not_made_again() {
     let _open = world.ehr.gate();
     pass(100).await;
     world.ehr.called(2).await;
-    world.reboot();
+    world.reboot().await;
     assert_eq!(world.bearer(grant).await.unwrap_err(), CustodyFault::Ended(EndReason::LostRotation));
     assert_eq!(world.ehr.calls(), 2);
 }
@@ -205,7 +205,7 @@ async fn a_late_winner_ends_the_doubt() {
     world.access(grant).await;
     world.ehr.called(1).await;
     let stopped = world.custody.clone();
-    world.reboot();
+    world.reboot().await;
     assert_eq!(world.access(grant).await, "access-1");
     pass(50).await;
     open.send(Reply::Fair).ok().unwrap();

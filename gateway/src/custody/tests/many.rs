@@ -1,21 +1,20 @@
 //! Several processes on one store and one EHR.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use mantel_adapters::profile::TokenPolicy;
 
-use super::{
-    link::{Busy, Link},
-    world::*,
-};
+use super::world::*;
 use crate::{
     clock::Instant,
     custody::{Bearer, Custody, CustodyContext, CustodyFault, RefreshOutcome},
     entropy::uuid4,
-    store::{BootId, GrantId},
+    replicas::Replicas,
+    store::{
+        BootId, GrantId, ReplicaFacts,
+        link::{Busy, Link},
+    },
+    telemetry::Metrics,
 };
 
 /// One gateway process.
@@ -23,7 +22,7 @@ pub struct Node {
     pub custody: Custody,
     pub link: Arc<Link>,
     pub counter: Arc<Counter>,
-    pub boot: BootId,
+    pub replicas: Replicas,
 }
 
 pub struct Many {
@@ -33,54 +32,49 @@ pub struct Many {
     busy: Busy,
 }
 
-const STEP: Duration = Duration::from_millis(100);
-
 impl Many {
     pub async fn new(processes: usize, lifetime: u64, tokens: TokenPolicy) -> Self {
         let world = World::new(lifetime, tokens).await;
         world.custody.0.stop.cancel();
         let mut many = Self { world, nodes: Vec::new(), busy: Busy::default() };
         for _ in 0..processes {
-            many.start();
+            many.start().await;
         }
-        many.settle().await;
+        // Each has seen the others then.
+        many.pass(secs(2)).await;
         many
     }
 
     /// Starts a process.
-    pub fn start(&mut self) {
+    pub async fn start(&mut self) {
         let link = Arc::new(Link::new(self.world.store.clone(), self.busy.clone()));
         let (counter, boot) = (Arc::new(Counter::default()), BootId(uuid4(&*self.world.entropy)));
+        let (clock, metrics) = (self.world.clock.clone(), Metrics::new().unwrap());
+        let replicas = Replicas::join(link.clone(), clock, metrics, boot, Arc::new(ReplicaFacts::default()), secs(60));
+        let replicas = replicas.await.unwrap();
         let custody = Custody::new(CustodyContext {
             store: link.clone(),
             endpoint: self.world.ehr.clone(),
             clock: self.world.clock.clone(),
             entropy: self.world.entropy.clone(),
             handle: tokio::runtime::Handle::current(),
-            boot,
+            replicas: replicas.clone(),
             events: counter.clone(),
             policies: self.world.profile.clone(),
             // Longer than a doubt waits, so that a test can have both at the EHR.
             token_timeout: secs(100),
         });
-        self.nodes.push(Node { custody, link, counter, boot });
+        let evicts = custody.clone();
+        replicas.follow(move |grant| evicts.forget(grant));
+        self.nodes.push(Node { custody, replicas, link, counter });
     }
 
-    /// Waits until nothing is under way but what waits for time, or for the EHR.
     pub async fn settle(&self) {
-        let mut calm = 0;
-        while calm < 20 {
-            tokio::task::yield_now().await;
-            calm = if self.busy.load(Ordering::SeqCst) == 0 { calm + 1 } else { 0 };
-        }
+        self.busy.settle().await;
     }
 
     pub async fn pass(&self, time: Duration) {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            tokio::time::advance(STEP.min(until - Instant::now())).await;
-            self.settle().await;
-        }
+        self.busy.pass(time).await;
     }
 
     /// As an app's request that waits longer than any EHR.
@@ -103,6 +97,11 @@ impl Many {
         let asked = tokio::spawn(self.ask(node, grant));
         self.settle().await;
         asked
+    }
+
+    /// The process that is first to refresh a grant.
+    pub fn first(&self, grant: GrantId) -> usize {
+        self.nodes.iter().position(|node| node.replicas.first_for(grant)).unwrap()
     }
 
     pub fn calls(&self) -> usize {

@@ -17,33 +17,21 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use crate::{
-    clock::{Clock as _, Instant, TestClock, Timestamp},
+    clock::{Clock as _, Instant, SharedClock, TestClock, Timestamp},
     config::{Base, SealKey},
     custody::{
         Bearer, Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
         RefreshOutcome, SessionLimits, TokenEndpoint,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4, uuid7},
+    replicas::Replicas,
     secret::{Secret, TokenHash},
     store::{
-        BootId, Code, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, LaunchId, Revocation, SharedStore,
-        Store as _, sealing::Sealer, sqlite::Sqlite,
+        BootId, Code, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, LaunchId, ReplicaFacts, Revocation,
+        SharedStore, Store as _, link::HeldTime, sealing::Sealer, sqlite::Sqlite,
     },
+    telemetry::Metrics,
 };
-
-/// While it lives, paused time does not run ahead whenever all tasks wait for the store's threads: tokio
-/// holds it as long as a blocking task runs.
-struct HeldTime {
-    _until_dropped: std::sync::mpsc::Sender<()>,
-}
-
-impl HeldTime {
-    fn new() -> Self {
-        let (held, dropped) = std::sync::mpsc::channel::<()>();
-        tokio::task::spawn_blocking(move || dropped.recv());
-        Self { _until_dropped: held }
-    }
-}
 
 /// Lets time pass in steps of a second, each with room for what is due.
 pub async fn pass(seconds: u64) {
@@ -155,6 +143,7 @@ pub struct Counted {
     pub ended: Vec<EndReason>,
     pub joined: usize,
     pub kept: usize,
+    pub changed: usize,
     pub leases: BTreeMap<&'static str, usize>,
 }
 
@@ -173,7 +162,9 @@ impl CustodyEvents for Counter {
         self.0.send_modify(|counted| *counted.refreshes.entry(outcome).or_default() += 1);
     }
 
-    fn changed(&self, _grant: &Grant) {}
+    fn changed(&self, _grant: &Grant) {
+        self.0.send_modify(|counted| counted.changed += 1);
+    }
 
     fn ended(&self, _grant: &Grant, reason: EndReason) {
         self.0.send_modify(|counted| counted.ended.push(reason));
@@ -217,6 +208,11 @@ pub struct World {
     _time: HeldTime,
 }
 
+async fn alone(store: SharedStore, clock: SharedClock, boot: BootId) -> Replicas {
+    let metrics = Metrics::new().unwrap();
+    Replicas::join(store, clock, metrics, boot, Arc::new(ReplicaFacts::default()), secs(60)).await.unwrap()
+}
+
 pub const START: Timestamp = Timestamp(1_800_000_000_000);
 
 pub fn epic() -> TokenPolicy {
@@ -239,7 +235,7 @@ impl World {
     }
 
     async fn with(database: Option<&Path>, lifetime: u64, tokens: TokenPolicy, token_timeout: Duration) -> Self {
-        let time = HeldTime::new();
+        let time = HeldTime::hold();
         let key = SealKey { id: "k".into(), bytes: Secret::new([1; 32]) };
         let store = Arc::new(Sqlite::open(database, Arc::new(Sealer::new(&[key]).unwrap())).await.unwrap());
         let ehr = Arc::new(Ehr {
@@ -260,7 +256,7 @@ impl World {
             clock: clock.clone(),
             entropy: entropy.clone(),
             handle: tokio::runtime::Handle::current(),
-            boot,
+            replicas: alone(store.clone(), clock.clone(), boot).await,
             events: counter.clone(),
             policies: profile.clone(),
             token_timeout,
@@ -269,7 +265,7 @@ impl World {
     }
 
     /// Another life of the process: nothing is left but the store and the EHR.
-    pub fn reboot(&mut self) {
+    pub async fn reboot(&mut self) {
         self.custody.0.stop.cancel();
         self.boot = BootId(uuid4(&*self.entropy));
         self.counter = Arc::new(Counter::default());
@@ -279,7 +275,7 @@ impl World {
             clock: self.clock.clone(),
             entropy: self.entropy.clone(),
             handle: tokio::runtime::Handle::current(),
-            boot: self.boot,
+            replicas: alone(self.store.clone(), self.clock.clone(), self.boot).await,
             events: self.counter.clone(),
             policies: self.profile.clone(),
             token_timeout: secs(60),

@@ -1,23 +1,60 @@
-//! A process's connection to the shared store: counted, cut, frozen.
+//! A process's connection to a store that it shares, for tests: counted, cut, frozen.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
-use async_trait::async_trait;
 use mantel_adapters::site::SiteId;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::{clock::Timestamp, secret::TokenHash, store::*};
+use super::*;
+
+/// While it lives, paused time does not run ahead whenever all tasks wait for the store's threads: tokio
+/// holds it as long as a blocking task runs.
+pub struct HeldTime {
+    _until_dropped: std::sync::mpsc::Sender<()>,
+}
+
+impl HeldTime {
+    pub fn hold() -> Self {
+        let (held, dropped) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || dropped.recv());
+        Self { _until_dropped: held }
+    }
+}
 
 /// Operations under way on all links: time passes only while there are none.
-pub type Busy = Arc<AtomicUsize>;
+#[derive(Clone, Default)]
+pub struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    /// Waits until nothing is under way but what waits for time, or for a gate.
+    pub async fn settle(&self) {
+        let mut calm = 0;
+        while calm < 20 {
+            tokio::task::yield_now().await;
+            calm = if self.0.load(Ordering::SeqCst) == 0 { calm + 1 } else { 0 };
+        }
+    }
+
+    /// Lets time pass, with room for what is due on the way.
+    pub async fn pass(&self, time: Duration) {
+        let until = tokio::time::Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::advance(left.min(Duration::from_millis(100))).await;
+            self.settle().await;
+        }
+    }
+}
 
 pub struct Link {
     store: Arc<dyn Store>,
@@ -71,8 +108,8 @@ impl Link {
         if self.failing.lock().unwrap().contains(name) {
             return Err(StoreError::Unavailable("a test".into()));
         }
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        let running = Running(&self.busy);
+        self.busy.0.fetch_add(1, Ordering::SeqCst);
+        let running = Running(&self.busy.0);
         let answer = work.await;
         drop(running);
         // What was answered meanwhile reaches the process when it goes on.
