@@ -19,9 +19,13 @@ use mantel::{
         TokenEndpoint, Wheel,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4},
+    replicas::Replicas,
     secret::{Secret, TokenHash},
     session::Bearers,
-    store::{AccessToken, BootId, EndReason, Grant, GrantFacts, NewTokens, Redeemed, RefreshToken},
+    store::{
+        AccessToken, BootId, EndReason, Grant, GrantFacts, NewTokens, Redeemed, RefreshToken, ReplicaFacts, SharedStore,
+    },
+    telemetry::Metrics,
 };
 use mantel_adapters::{
     profile::TokenPolicy,
@@ -199,7 +203,7 @@ async fn start(url: &str, count: u32, turning: bool, ahead: Duration) -> Result<
         store: opened.store.clone(),
         endpoint: words.clone(),
         clock: clock(ahead),
-        boot: BootId(uuid4(&*entropy)),
+        replicas: replicas(&opened.store).await?,
         entropy,
         handle: Handle::current(),
         events: words.clone(),
@@ -211,6 +215,13 @@ async fn start(url: &str, count: u32, turning: bool, ahead: Duration) -> Result<
     let read_seconds = began.elapsed().as_secs_f64() - open_seconds;
     let bytes_each = grown(before, count)?;
     Ok(Started { opened, custody, found: Found::Started { open_seconds, read_seconds, bytes_each } })
+}
+
+/// This process alone, as at the start of a gateway.
+async fn replicas(store: &SharedStore) -> Result<Replicas> {
+    let (metrics, me) = (Metrics::new()?, BootId(uuid4(&SystemEntropy::new())));
+    let clock = clock(Duration::ZERO);
+    Ok(Replicas::join(store.clone(), clock, metrics, me, Arc::new(ReplicaFacts::default()), PATIENCE).await?)
 }
 
 fn grown(before: u64, count: u32) -> Result<f64> {
@@ -246,12 +257,12 @@ async fn warm(started: Started, count: u32) -> Result<Found> {
     let two_threads_ns = two_threads(&custody, again, count)?;
 
     let before = anonymous()?;
-    let bearers = Bearers::new(opened.store.clone(), clock(Duration::ZERO));
+    let bearers = Bearers::new(opened.store.clone(), clock(Duration::ZERO), replicas(&opened.store).await?);
     let bearers_ref = &bearers;
     stream::iter(0..count)
         .map(Ok::<_, anyhow::Error>)
         .try_for_each_concurrent(BUSY, |number| async move {
-            bearers_ref.load(app_token(number)).await?.context("an app's token is unknown")?;
+            bearers_ref.load(app_token(number), |_| ()).await?.context("an app's token is unknown")?;
             Ok(())
         })
         .await?;

@@ -21,8 +21,9 @@ use mantel::{
         RefreshOutcome, TokenEndpoint,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4},
+    replicas::Replicas,
     secret::Secret,
-    store::{BootId, EndReason, Grant, GrantFacts, GrantState, SharedStore},
+    store::{BootId, EndReason, Grant, GrantFacts, GrantState, ReplicaFacts, SharedStore},
     telemetry::Metrics,
     upstream::{Client, Ehrs, Roots, TokenOutcome},
 };
@@ -89,6 +90,9 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let entropy: SharedEntropy = Arc::new(SystemEntropy::new());
     let timeouts = config.server.timeouts.clone();
     let metrics = Metrics::new()?;
+    let (me, facts) = (BootId(uuid4(&*entropy)), Arc::new(ReplicaFacts::default()));
+    let max_stale = config.server.max_stale;
+    let replicas = Replicas::join(store.clone(), clock.clone(), metrics.clone(), me, facts, max_stale).await?;
     let ehrs = Ehrs::new(Roots::none(), &timeouts, Handle::current(), clock.clone(), entropy.clone(), metrics);
     ehrs.take_on(&config).map_err(|_| anyhow!("the EHR's client cannot be made"))?;
     let words = Arc::new(Words { config: config.clone(), ehrs });
@@ -96,7 +100,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         store: store.clone(),
         endpoint: words.clone(),
         clock,
-        boot: BootId(uuid4(&*entropy)),
+        replicas,
         entropy,
         handle: Handle::current(),
         events: words.clone(),
