@@ -44,6 +44,8 @@ fn public_urls() {
     let proxied = example().with("mantel.toml", tls, "behind_proxy = [\"10.0.0.7\", \"fd00::/8\"]\n");
     assert_eq!(proxied.faults(), Vec::<String>::new());
     refused(&example().with("mantel.toml", "127.0.0.1:9464", "0.0.0.0:9464"), "server.admin_listen", "loopback");
+    let long = format!("127.0.0.1:9464\"\nadmin_socket = \"{}", "x".repeat(92));
+    refused(&example().with("mantel.toml", "127.0.0.1:9464", &long), "server.admin_socket", "91 bytes");
     refused(
         &example().with("mantel.toml", "file = \"tls.crt\"", "file = \"tls.key\""),
         "server.tls.cert.file",

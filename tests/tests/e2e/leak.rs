@@ -1,7 +1,7 @@
 //! Known tokens and a known patient go through every flow; then everything that the gateway leaves behind is searched
 //! for them: its logs at their loudest, its metrics, its refusals, its database (`guard.md`).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::Method;
@@ -195,16 +195,26 @@ fn line_with(canaries: &Canaries, what: &str, text: &[u8]) -> String {
     line.unwrap_or_default().chars().take(600).collect()
 }
 
+/// What the gateway keeps: the database, its log, and all that lies in directories beside it (the spill).
 fn store_files(world: &World, when: &str) -> Vec<(String, Vec<u8>)> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(world.gateway.dir()).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("mantel.db") {
-            files.push((format!("{name} ({when})"), std::fs::read(entry.path()).unwrap()));
+    let mut files = directory(world.gateway.dir(), when);
+    files.retain(|(name, _)| name.starts_with("mantel.db"));
+    assert!(files.iter().any(|(_, bytes)| bytes.len() > 4096), "no store was found");
+    files
+}
+
+/// Each file below a directory, by its path in it.
+fn directory(of: &Path, when: &str) -> Vec<(String, Vec<u8>)> {
+    let (mut files, mut open) = (Vec::new(), vec![of.to_owned()]);
+    while let Some(path) = open.pop() {
+        let kind = std::fs::symlink_metadata(&path).unwrap().file_type();
+        if kind.is_dir() {
+            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if kind.is_file() {
+            let name = path.strip_prefix(of).unwrap().display();
+            files.push((format!("{name} ({when})"), std::fs::read(&path).unwrap()));
         }
     }
-    assert!(files.iter().any(|(_, bytes)| bytes.len() > 4096), "no store was found");
     files
 }
 

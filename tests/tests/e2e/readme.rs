@@ -51,8 +51,9 @@ async fn answers(url: &str) -> bool {
 async fn a_production_set_up_from_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let commands = block("## Run it in production", "sh");
-    let (keys, runs): (Vec<_>, Vec<_>) = commands.lines().partition(|line| !line.starts_with("mantel "));
+    let (keys, runs): (Vec<_>, Vec<_>) = commands.lines().partition(|line| !line.contains("--config"));
     assert_eq!(runs.len(), 2, "{runs:?}");
+    assert!(keys.iter().any(|line| line.starts_with("mantel keys new-seal ")), "{keys:?}");
     let made = shell(&keys.join("\n"), dir.path()).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 
@@ -71,17 +72,40 @@ async fn a_production_set_up_from_nothing() {
     assert!(told.contains("general-hospital") && told.contains("viewer-epic-prod"), "{told}");
 
     let (port, admin) = (free_port().unwrap(), free_port().unwrap());
-    let _serving = Process(
-        shell(&format!("exec {}", here(runs[1])), dir.path())
+    let run = |command: &str| {
+        let mut command = shell(&here(command), dir.path());
+        command
             .env("MANTEL_SERVER__LISTEN", format!("127.0.0.1:{port}"))
             .env("MANTEL_SERVER__ADMIN_LISTEN", format!("127.0.0.1:{admin}"))
-            .env("MANTEL_STORE__URL", format!("sqlite://{}/mantel.db", dir.path().display()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    assert!(answers(&format!("http://127.0.0.1:{admin}/health/ready")).await, "mantel serve was not ready");
+            .env("MANTEL_STORE__URL", format!("sqlite://{}/mantel.db", dir.path().display()));
+        command
+    };
+    let serve = || {
+        let mut serving = run(&format!("exec {}", runs[1]));
+        Process(serving.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    };
+    let ready = format!("http://127.0.0.1:{admin}/health/ready");
+    let serving = serve();
+    assert!(answers(&ready).await, "mantel serve was not ready");
+
+    // `### Change the seal key`.
+    let [make, list, rotate] = block("### Change the seal key", "sh").lines().collect::<Vec<_>>().try_into().unwrap();
+    assert!(run(make).output().unwrap().status.success());
+    drop(serving);
+    let first = "seal = [{ id = \"2027-05\", file = \"keys/seal-2027-05\" }, ";
+    let config = block("## Configure", "toml").replace("seal = [", first);
+    std::fs::write(dir.path().join("mantel.toml"), config).unwrap();
+    let _serving = serve();
+    assert!(answers(&ready).await, "mantel serve was not ready with a new seal key");
+    for (command, says) in [(list, "2027-05"), (rotate, "\"2026-11\" is not needed any more"), (list, "retired")] {
+        let done = run(command).output().unwrap();
+        let told = String::from_utf8_lossy(&done.stdout);
+        assert!(
+            done.status.success() && told.contains(says),
+            "{command}: {told}{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
 }
 
 #[tokio::test]
