@@ -146,6 +146,29 @@ impl Postgres {
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
     }
 
+    /// What `pg_dump` writes of the database at a URL, and after it the bytes of each `bytea` as they are.
+    ///
+    /// # Errors
+    /// When the server is away, or there is no `pg_dump`.
+    pub async fn dump(&self, url: &str) -> Result<Vec<u8>> {
+        let mut dump = Command::new(self.0.binaries.join("pg_dump"));
+        dump.arg(url).stdin(Stdio::null());
+        let output = spawn_blocking(move || dump.output()).await?.context("pg_dump does not start")?;
+        ensure!(output.status.success(), "pg_dump: {}", String::from_utf8_lossy(&output.stderr));
+        let mut text = output.stdout;
+        let digits = |word: &str| {
+            let pairs =
+                word.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+            pairs.collect::<Option<Vec<u8>>>()
+        };
+        let words = String::from_utf8_lossy(&text).into_owned();
+        for word in words.split_ascii_whitespace().filter_map(|word| word.strip_prefix("\\\\x")) {
+            text.extend_from_slice(&digits(word).with_context(|| format!("no bytea: {word}"))?);
+            text.push(b'\n');
+        }
+        Ok(text)
+    }
+
     /// # Errors
     /// When it does not stop.
     pub async fn stop(&self, how: Stop) -> Result<()> {
