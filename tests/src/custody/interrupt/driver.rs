@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -208,6 +208,7 @@ impl Driver<'_> {
         if let Some(aimed) = &mut *self.target.get() {
             aimed.aim = Some(aim);
         }
+        self.go()?;
         let longest = if let Aim::Time(after) = aim { after } else { LONGEST_LIFE };
         if tokio::time::timeout(longest, stage.wait_for(|stage| *stage == Stage::Ended)).await.is_err()
             && let Some(aimed) = &mut *self.target.get()
@@ -236,6 +237,7 @@ impl Driver<'_> {
         let (life, mut stage) = self.start(self.account.kills + 1, &further)?;
         reach(&mut stage, Stage::Works, START).await.with_context(|| self.log())?;
         self.judge(before, &life)?;
+        self.go()?;
         reach(&mut stage, Stage::Ended, SETTLED).await.with_context(|| self.log())?;
         let Some(mut aimed) = self.target.get().take() else { bail!("the process is gone") };
         let status = aimed.child.wait()?;
@@ -259,7 +261,7 @@ impl Driver<'_> {
             .arg(&self.options.directory)
             .args(["--logins", &wanted.to_string(), "--in-flight", &self.options.in_flight.to_string()])
             .args(further)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(self.log_file())?)
             .spawn()
@@ -271,6 +273,13 @@ impl Driver<'_> {
         // A thread of its own, so that a busy EHR does not hold up the pipe.
         std::thread::spawn(move || listen(lines, &kept, &target, &stage));
         Ok((life, reached))
+    }
+
+    /// Lets the process begin its work.
+    fn go(&self) -> Result<()> {
+        let mut target = self.target.get();
+        let input = target.as_mut().and_then(|aimed| aimed.child.stdin.as_mut()).context("the process has no input")?;
+        input.write_all(b"go\n").context("the process has gone")
     }
 
     fn log_file(&self) -> PathBuf {

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -64,6 +64,7 @@ struct Shared {
     pause: Duration,
     die: Die,
     told: Told,
+    address: SocketAddr,
     origin: String,
 }
 
@@ -115,6 +116,7 @@ impl Endpoint {
     /// If it cannot listen.
     pub async fn start(seed: u64, pause: Duration, told: impl Fn(Moment) + Send + Sync + 'static) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             ledger: Mutex::default(),
             life: AtomicU32::new(0),
@@ -122,7 +124,8 @@ impl Endpoint {
             pause,
             die: Die::new(seed),
             told: Box::new(told),
-            origin: format!("http://{}", listener.local_addr()?),
+            origin: format!("http://{address}"),
+            address,
         });
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared.clone()));
@@ -149,6 +152,11 @@ impl Endpoint {
     /// # Errors
     /// If that takes longer than 10 s.
     pub async fn quiet(&self) -> Result<()> {
+        // What is answered on a connection of our own has found those before it accepted.
+        let mut own = TcpStream::connect(self.shared.address).await?;
+        own.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
+        own.read_u8().await?;
+        drop(own);
         let mut connections = self.shared.connections.subscribe();
         let none = connections.wait_for(|open| *open == 0);
         tokio::time::timeout(Duration::from_secs(10), none).await.context("connections of a dead process")??;

@@ -26,7 +26,7 @@ pub enum Line {
         generation: i64,
         held: Held,
     },
-    /// All that is held has been told, and work begins.
+    /// All that is held has been told; work begins when the parent says so.
     Ready,
     /// A caller asks; a refresh is needed.
     Asked {

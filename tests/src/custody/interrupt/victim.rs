@@ -24,7 +24,10 @@ use mantel::{
     replicas::Replicas,
     secret::Secret,
     store::{BootId, EndReason, Grant, GrantFacts, GrantState, ReplicaFacts, SharedStore},
-    telemetry::Metrics,
+    telemetry::{
+        Metrics,
+        logging::{self, Format},
+    },
     upstream::{Client, Ehrs, Roots, TokenOutcome},
 };
 use mantel_adapters::{
@@ -82,10 +85,14 @@ impl Clock for Ahead {
 /// What keeps it from its work.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    logging::init(Format::Text, "warn", None)?;
     let sources = Sources { paths: vec![arguments.config.clone()], environment: Vec::new(), files: Arc::new(Disk) };
     let config = Arc::new(load(&sources).map_err(|faults| anyhow!("{faults}"))?.config);
     let store = grants::open(&config.store).await?.store;
     let held = inventory(&store, &config, arguments.logins).await?;
+    tell(&Line::Ready);
+    // Until the parent has compared what is held with the EHR's ledger, nothing may change.
+    tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
     let clock: SharedClock = Arc::new(Ahead(Duration::from_secs(arguments.ahead)));
     let entropy: SharedEntropy = Arc::new(SystemEntropy::new());
     let timeouts = config.server.timeouts.clone();
@@ -107,7 +114,6 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         policies: words,
         token_timeout: timeouts.token,
     });
-    tell(&Line::Ready);
     if arguments.settle {
         return settle(&custody, &store, arguments.logins).await;
     }
