@@ -44,6 +44,15 @@ impl Gateway {
         })
     }
 
+    /// Of the next process: `mantel`, or `mantel-next`, which plays its next version.
+    ///
+    /// # Errors
+    /// When there is no such binary.
+    pub fn set_binary(&mut self, name: &str) -> Result<()> {
+        self.binary = built(name)?;
+        Ok(())
+    }
+
     /// A variable of the next process.
     pub fn set_environment(&mut self, name: &str, value: impl Into<OsString>) {
         self.environment.insert(name.to_owned(), value.into());
@@ -187,7 +196,11 @@ impl Drop for Gateway {
 
 /// The gateway's binary, built beside the test's own.
 pub fn binary() -> Result<PathBuf> {
+    built("mantel")
+}
+
+fn built(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let built = own.ancestors().map(|dir| dir.join("mantel")).find(|path| path.is_file());
-    built.context("there is no binary `mantel` beside the tests: run `cargo build --workspace` first")
+    let built = own.ancestors().map(|dir| dir.join(name)).find(|path| path.is_file());
+    built.with_context(|| format!("there is no binary `{name}` beside the tests: run `cargo build --workspace` first"))
 }
