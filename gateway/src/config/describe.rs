@@ -107,6 +107,8 @@ impl Page<'_> {
                 ),
             },
         );
+        let spill = store.spill.as_ref().map_or_else(|| "none: in memory".to_owned(), |it| it.display().to_string());
+        self.value(&path, "spill", &spill);
         for set in self.loaded.config.keys.values() {
             let path = KeyPath::of(&["keys", set.id.as_str()]);
             self.head("keys", set.id.as_str(), &path);

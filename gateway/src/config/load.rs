@@ -73,8 +73,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let sites = sites::read(&context, &known);
     let apps = apps::read(&context, &sites, &registrations);
     // What a faulty store hides from the rest is nothing: the checks go on without it.
-    let store =
-        store.unwrap_or(super::model::StoreConfig { url: super::model::StoreUrl::Sqlite(None), seal: Vec::new() });
+    let store = store.unwrap_or(super::model::StoreConfig {
+        url: super::model::StoreUrl::Sqlite(None),
+        seal: Vec::new(),
+        spill: None,
+    });
     let config = Config { server, telemetry, store, keys, registrations, sites: sites.sites, apps };
     cross::check(&context, &config);
 

@@ -175,6 +175,8 @@ pub struct StoreConfig {
     pub url: StoreUrl,
     /// All read; the first one writes, once every live process holds it.
     pub seal: Vec<SealKey>,
+    /// Where EHRs' answers go that the store does not take. None: only in memory.
+    pub spill: Option<PathBuf>,
 }
 
 pub enum StoreUrl {

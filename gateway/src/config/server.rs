@@ -180,8 +180,47 @@ pub(super) fn read_store(context: &Context<'_>) -> Option<StoreConfig> {
     let table = context.top("store");
     let url = url(&table);
     let seal = seal(&table);
+    let spill = spill(&table, url.as_ref());
     table.finish();
-    Some(StoreConfig { url: url?, seal })
+    Some(StoreConfig { url: url?, seal, spill })
+}
+
+/// A directory of this process's own; beside an SQLite file unless another is named.
+fn spill(table: &Table<'_>, url: Option<&StoreUrl>) -> Option<PathBuf> {
+    let expected = "a directory that only this gateway process writes to, on a volume that outlives it";
+    let context = table.context;
+    let given = table.text("spill", expected);
+    if let Some(empty) = given.as_ref().filter(|given| given.value.is_empty()) {
+        context.refuse(empty, expected);
+        return None;
+    }
+    let named = given.as_ref().map(|given| context.tree.places.directory(&given.path).join(&given.value));
+    match (url?, named) {
+        (StoreUrl::Sqlite(None), Some(_)) => {
+            context.fault(
+                &table.at("spill"),
+                "a directory",
+                "none with sqlite::memory:, whose grants end with the process",
+            );
+            None
+        }
+        (_, Some(named)) => Some(named),
+        (StoreUrl::Sqlite(file), None) => file.as_ref().map(|file| {
+            let mut name = file.as_os_str().to_owned();
+            name.push(".spill");
+            name.into()
+        }),
+        (StoreUrl::Postgres(_), None) if context.sandbox => {
+            let text = "not set: an EHR's answer that the database does not take is lost with this process, and its \
+                        user logged out";
+            context.note(&table.at("spill"), text);
+            None
+        }
+        (StoreUrl::Postgres(_), None) => {
+            table.missing("spill", expected);
+            None
+        }
+    }
 }
 
 const STORES: &str = "sqlite:///path/to/file, sqlite::memory:, or postgres://…";

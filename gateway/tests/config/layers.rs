@@ -183,6 +183,7 @@ fn a_database_url_may_come_from_the_environment() {
     let url = "postgres://mantel:hunter2@db.example.org/mantel?sslmode=verify-full";
     let named = example().with("mantel.toml", "\"sqlite:///var/lib/mantel/mantel.db\"", "{ env = \"DATABASE_URL\" }");
     for setup in [named.set("DATABASE_URL", url), example().set("MANTEL_STORE__URL", url)] {
+        let setup = setup.set("MANTEL_STORE__SPILL", "/var/lib/mantel/spill");
         let loaded = setup.load().unwrap_or_else(|faults| panic!("{faults}"));
         assert!(matches!(&loaded.config.store.url, StoreUrl::Postgres(secret) if secret.expose() == url));
         let text = loaded.describe();

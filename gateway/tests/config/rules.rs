@@ -342,7 +342,8 @@ fn stores_and_seal_keys() {
     );
     let plain =
         example().with("mantel.toml", "sqlite:///var/lib/mantel/mantel.db", "postgres://mantel@db.example.org/mantel");
-    noted(&plain, "store.url", "verify-full");
+    refused(&plain, "store.spill", "a directory that only this gateway process writes to");
+    noted(&plain.with("mantel.toml", "[store]", "[store]\nspill = \"spill\""), "store.url", "verify-full");
     let limits = |line: &str| example().with("mantel.toml", "[store]", &format!("[server.limits]\n{line}\n[store]"));
     refused(&limits("body = \"1 MB\""), "server.limits.body", "KiB, MiB or GiB");
     let loaded = limits("body = \"2 MiB\"").load().unwrap_or_else(|faults| panic!("{faults}"));
@@ -353,6 +354,26 @@ fn stores_and_seal_keys() {
         "from 100ms",
     );
     assert!(RSA.starts_with("-----BEGIN"));
+}
+
+#[test]
+fn the_spill_stands_beside_the_file_or_where_it_is_told() {
+    let file = "sqlite:///var/lib/mantel/mantel.db";
+    let spill = |setup: &Setup| {
+        let loaded = setup.load().unwrap_or_else(|faults| panic!("{faults}"));
+        loaded.config.store.spill.as_ref().map(|path| path.display().to_string())
+    };
+    assert_eq!(spill(&example()).as_deref(), Some("/var/lib/mantel/mantel.db.spill"));
+    assert!(example().load().unwrap_or_else(|faults| panic!("{faults}")).describe().contains("mantel.db.spill"));
+    let named = |text: &str| example().with("mantel.toml", "[store]", &format!("[store]\nspill = {text:?}"));
+    assert_eq!(spill(&named("answers")).as_deref(), Some("/etc/mantel/answers"));
+    assert_eq!(spill(&named("/mnt/answers")).as_deref(), Some("/mnt/answers"));
+    refused(&named(""), "store.spill", "a directory");
+    assert_eq!(spill(&example().with("mantel.toml", file, "sqlite::memory:")), None);
+    refused(&named("x").with("mantel.toml", file, "sqlite::memory:"), "store.spill", "none with sqlite::memory:");
+    // In the sandbox a database needs none, and is told what that means.
+    let sandbox = example().with("mantel.toml", "[server]", "[server]\nsandbox = true");
+    noted(&sandbox.with("mantel.toml", file, "postgres://localhost/mantel"), "store.spill", "lost with this process");
 }
 
 #[test]
