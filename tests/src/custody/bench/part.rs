@@ -112,7 +112,12 @@ async fn open(url: &str) -> Result<Opened> {
         None if url.starts_with("postgres") => StoreUrl::Postgres(url.into()),
         None => bail!("{url:?} is no store; expected sqlite:///path or postgres://…"),
     };
-    grants::open(&StoreConfig { url, seal: vec![SealKey { id: "bench".into(), bytes: Secret::new([7; 32]) }] }).await
+    grants::open(&StoreConfig {
+        url,
+        seal: vec![SealKey { id: "bench".into(), bytes: Secret::new([7; 32]) }],
+        spill: None,
+    })
+    .await
 }
 
 // ---- the grants --------------------------------------------------------------------------------------
