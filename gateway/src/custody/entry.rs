@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use super::{
     Bearer, GrantPolicy,
     machine::{Action, Doubt, Event, Rules, State, Times},
+    usage,
 };
 use crate::{
     clock::{Instant, Timestamp},
@@ -50,6 +51,8 @@ struct Guts {
     rules: Rules,
     /// Numbers the flights of this entry: the key of the one under way.
     flight: u64,
+    /// When its use was last noted in the store.
+    noted: Option<Instant>,
 }
 
 /// A grant's rules and state as the store has it.
@@ -91,7 +94,11 @@ pub(super) fn rules(policy: Option<&GrantPolicy>, among: Among) -> Rules {
         // A grant whose registration is gone is served while its token lives.
         None => Rules::new(&mantel_adapters::profile::TokenPolicy::default(), Duration::ZERO, false),
     };
-    Rules { shared: among.shared, yields: !among.first, ..rules }
+    let session_idle = match among.shared {
+        true => rules.session_idle.map(usage::shared_idle),
+        false => rules.session_idle,
+    };
+    Rules { shared: among.shared, yields: !among.first, session_idle, ..rules }
 }
 
 impl Entry {
@@ -102,7 +109,7 @@ impl Entry {
             used: AtomicU64::new(0),
             born: now,
             about: AtomicU64::new(about(grant)),
-            guts: Mutex::new(Guts { state, rules, flight: 0 }),
+            guts: Mutex::new(Guts { state, rules, flight: 0, noted: None }),
             idle_intent: AtomicBool::new(false),
         }
     }
@@ -140,7 +147,7 @@ impl Entry {
     /// One step of the machine, and the number of the flight that it speaks of.
     pub(super) fn step(&self, event: Event, now: Instant) -> (Action, u64) {
         let mut guts = self.guts();
-        let Guts { state, rules, flight } = &mut *guts;
+        let Guts { state, rules, flight, .. } = &mut *guts;
         let action = state.step(rules, event, now);
         if matches!(action, Action::Fly | Action::ServeAndFly | Action::End(_)) {
             *flight += 1;
@@ -172,6 +179,24 @@ impl Entry {
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
         let guts = self.guts();
         guts.state.next_wake(&guts.rules, now)
+    }
+
+    /// After what disuse it ends, if that could be its end now: its session has its time still.
+    pub(super) fn idle_limit(&self, now: Instant) -> Option<Duration> {
+        let guts = self.guts();
+        guts.rules.session_idle.filter(|_| guts.state.session_ends.is_none_or(|end| now < end))
+    }
+
+    /// How long ago it was used, if other processes are to be told: it was since they were, and that is a while ago.
+    pub(super) fn to_be_noted(&self, now: Instant) -> Option<Duration> {
+        let guts = self.guts();
+        let (idle, used) = (guts.rules.session_idle?, guts.state.used?);
+        let due = guts.noted.is_none_or(|noted| noted < used && noted + usage::noted_every(idle) <= now);
+        due.then(|| now.saturating_duration_since(used))
+    }
+
+    pub(super) fn noted(&self, now: Instant) {
+        self.guts().noted = Some(now);
     }
 
     pub(super) fn expires(&self) -> Instant {
@@ -270,6 +295,16 @@ impl Table {
         let shard = self.shard(id);
         let _entries = shard.entries.read().unwrap_or_else(PoisonError::into_inner);
         shard.forgotten.load(Ordering::Relaxed)
+    }
+
+    /// The entries of which there is something to say, with that.
+    pub(super) fn all<T>(&self, of: impl Fn(&Entry) -> Option<T>) -> Vec<(Arc<Entry>, T)> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let entries = shard.entries.read().unwrap_or_else(PoisonError::into_inner);
+            found.extend(entries.values().filter_map(|entry| Some((entry.clone(), of(entry)?))));
+        }
+        found
     }
 
     /// Forgets what was not used for long, so that memory is bounded by the grants in use.

@@ -234,6 +234,8 @@ pub enum Event {
     },
     /// Its outcome is unknown.
     Doubtful(Doubt),
+    /// The grant is not idle: another process has served it.
+    UsedElsewhere,
     /// Another process holds the lease; how long it must be seen to stand still ([`patience`]).
     Contested {
         lease: Lease,
@@ -317,6 +319,10 @@ impl State {
                 self.flight = Flight::None;
                 self.hold = None;
                 self.doubt = Some(doubt);
+                Action::Rest
+            }
+            Event::UsedElsewhere => {
+                self.flight = Flight::None;
                 Action::Rest
             }
             Event::Contested { lease, patience } => {

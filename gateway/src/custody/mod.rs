@@ -16,6 +16,7 @@ mod lease;
 mod machine;
 mod outcome;
 mod refresh;
+mod usage;
 mod wheel;
 
 use std::{sync::Arc, time::Duration};
@@ -225,6 +226,9 @@ impl Custody {
         let handle = &inner.context.handle;
         inner.tasks.spawn_on(inner.clone().turn(), handle);
         inner.tasks.spawn_on(inner.clone().share(), handle);
+        if inner.context.store.shared() {
+            inner.tasks.spawn_on(inner.clone().note_uses(), handle);
+        }
         Self(inner)
     }
 

@@ -42,6 +42,8 @@ pub(super) enum Landing {
         doubt: Doubt,
         caller: Caller,
     },
+    /// It was to be ended, and another process served it so long ago that it is not idle.
+    Used(Instant),
     Ended(EndReason),
 }
 
@@ -81,6 +83,10 @@ impl Inner {
                 (Event::Held { cause, retry_after, die: u32::from_le_bytes(die) }, caller)
             }
             Landing::Doubtful { doubt, caller } => (Event::Doubtful(doubt), caller),
+            Landing::Used(at) => {
+                entry.touch(at);
+                (Event::UsedElsewhere, Caller::Old)
+            }
             Landing::Ended(reason) => (Event::Ended(reason), Caller::Ended(reason)),
         };
         entry.step(event, now);
@@ -313,6 +319,11 @@ impl Inner {
         };
         if reason == EndReason::Expired && grant.generation > entry.generation() {
             return self.moved(grant);
+        }
+        if reason == EndReason::SessionEnded
+            && let Some(landing) = self.used_elsewhere(entry).await
+        {
+            return landing;
         }
         let (guard, revocations) = match reason {
             // There is nothing left that could be revoked.

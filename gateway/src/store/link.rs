@@ -158,6 +158,8 @@ links! {
     fn end_grant(
         id: GrantId, reason: EndReason, consumed: Option<i64>, revocations: &[Revocation], now: Timestamp
     ) -> bool;
+    fn note_use(uses: &[(GrantId, Timestamp)]) -> ();
+    fn last_use(id: GrantId) -> Option<Timestamp>;
     fn grants_after(after: Option<GrantId>, limit: u32) -> Vec<Grant>;
     fn count_grants() -> [u64; 3];
     fn begin_refresh(id: GrantId, generation: i64, owner: BootId, now: Timestamp) -> Begun;

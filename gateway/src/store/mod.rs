@@ -159,6 +159,12 @@ pub trait Store: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<bool>;
 
+    /// Notes when grants were used by this process: another might end them for idleness.
+    async fn note_use(&self, uses: &[(GrantId, Timestamp)]) -> StoreResult<()>;
+
+    /// The latest use that any process has noted.
+    async fn last_use(&self, id: GrantId) -> StoreResult<Option<Timestamp>>;
+
     /// Live and doubtful grants, for the wheel after a start, in pages by id.
     async fn grants_after(&self, after: Option<GrantId>, limit: u32) -> StoreResult<Vec<Grant>>;
 

@@ -226,3 +226,24 @@ pub async fn grants_are_counted(store: &dyn Store) {
     store.end_grant(two.id, EndReason::Revoked, None, &[], NOW).await.unwrap();
     assert_eq!(store.count_grants().await.unwrap(), [1, 1, 1]);
 }
+
+pub async fn a_use_is_noted_forwards(store: &dyn Store) {
+    let (one, two, ended) = (stored_grant(store).await, stored_grant(store).await, stored_grant(store).await);
+    assert_eq!(store.last_use(one.id).await.unwrap(), None);
+    store.end_grant(ended.id, EndReason::Logout, None, &[], NOW).await.unwrap();
+    // As two processes do, in whatever order.
+    let ids = [one.id, two.id, ended.id];
+    let uses = (0..20).map(|n| {
+        let there = ids.map(|id| (id, at(n)));
+        let mut back = there;
+        back.reverse();
+        if n % 2 == 0 { there } else { back }
+    });
+    let uses: Vec<_> = uses.collect();
+    assert!(join_all(uses.iter().map(|uses| store.note_use(uses))).await.iter().all(Result::is_ok));
+    for id in [one.id, two.id] {
+        assert_eq!(store.last_use(id).await.unwrap(), Some(at(19)), "the latest stays");
+    }
+    assert_eq!(store.last_use(ended.id).await.unwrap(), None);
+    assert_eq!(store.last_use(grant().id).await.unwrap(), None);
+}

@@ -207,3 +207,43 @@ async fn a_newer_generation_that_was_seen_is_taken_up() {
     many.nodes[0].custody.seen(&many.world.stored(grant).await);
     assert_eq!(many.nodes[0].custody.0.table.len(), 0);
 }
+
+/// A session that is idle at one process is at work at another.
+#[tokio::test(start_paused = true)]
+async fn a_session_is_idle_only_where_nobody_uses_it() {
+    let many = Many::new(2, 36_000, epic()).await;
+    many.world.session(8 * 3600, 600);
+    let grant = many.world.grant().await;
+    many.access(0, grant).await;
+    // Each minute at one, and for an hour not at the other, which knows it and would end it.
+    for _ in 0..60 {
+        many.pass(secs(60)).await;
+        assert_eq!(many.access(1, grant).await, "access-1");
+    }
+    assert_eq!(many.ended(), 0);
+    assert!(many.nodes[1].link.count("note_use") < 60, "{:?}", many.nodes[1].link.counts());
+    // The store may be behind, so that it takes longer than by one process.
+    many.pass(secs(600)).await;
+    assert_eq!(many.ended(), 0);
+    many.pass(secs(120)).await;
+    assert_eq!(many.ended(), 1);
+    for node in 0..2 {
+        assert_eq!(many.ask(node, grant).await.unwrap_err(), CustodyFault::Ended(EndReason::SessionEnded));
+    }
+    assert_eq!(many.world.revocations().await.len(), 1);
+}
+
+/// Its time is up, however much it is used.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_at_its_end_ends_in_use() {
+    let many = Many::new(2, 36_000, epic()).await;
+    many.world.session(900, 600);
+    let grant = many.world.grant().await;
+    many.access(0, grant).await;
+    for _ in 0..14 {
+        many.pass(secs(60)).await;
+        many.access(1, grant).await;
+    }
+    many.pass(secs(61)).await;
+    assert_eq!(many.ended(), 1);
+}

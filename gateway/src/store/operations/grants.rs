@@ -249,3 +249,24 @@ pub(super) async fn ended_since(on: &mut Connection, since: i64) -> StoreResult<
     let ids = rows.into_iter().filter_map(|(_, id)| id);
     Ok((counter, ids.map(|id| records::id16("grants", &id).map(GrantId)).collect::<StoreResult<_>>()?))
 }
+
+pub(super) async fn note_use(on: &mut Connection, uses: Vec<(GrantId, Timestamp)>) -> StoreResult<()> {
+    for (id, at) in uses {
+        sqlx::query("UPDATE grants SET used_at = $1 WHERE id = $2 AND state <> 'ended' AND COALESCE(used_at, 0) < $1")
+            .bind(at.0)
+            .bind(id.0.as_bytes().as_slice())
+            .execute(&mut *on)
+            .await
+            .or_fault()?;
+    }
+    Ok(())
+}
+
+pub(super) async fn last_use(on: &mut Connection, id: GrantId) -> StoreResult<Option<Timestamp>> {
+    let found: Option<(Option<i64>,)> = sqlx::query_as("SELECT used_at FROM grants WHERE id = $1")
+        .bind(id.0.as_bytes().as_slice())
+        .fetch_optional(on)
+        .await
+        .or_fault()?;
+    Ok(found.and_then(|(at,)| at).map(Timestamp))
+}

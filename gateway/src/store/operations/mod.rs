@@ -263,6 +263,17 @@ impl Store for Backend {
         }
     }
 
+    async fn note_use(&self, uses: &[(GrantId, Timestamp)]) -> StoreResult<()> {
+        let mut uses = uses.to_vec();
+        // In one order for all, so that no two wait for each other.
+        uses.sort_unstable();
+        on!(self.write, grants::note_use(uses)).await
+    }
+
+    async fn last_use(&self, id: GrantId) -> StoreResult<Option<Timestamp>> {
+        on!(self.read, grants::last_use(id)).await
+    }
+
     async fn count_grants(&self) -> StoreResult<[u64; 3]> {
         on!(self.read, grants::count()).await
     }

@@ -1,0 +1,3 @@
+-- When a grant whose session ends by idleness was last used, at whichever process; a little behind.
+ALTER TABLE grants ADD COLUMN used_at BIGINT;
+UPDATE mantel_schema SET version = 4;
