@@ -2,6 +2,7 @@
 
 mod collector;
 mod operator;
+mod registrations;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -192,6 +193,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
         proxies: config.server.behind_proxy.clone(),
         metrics: metrics.clone(),
     };
+    let changed = registrations::changed(&store, &config, clock.now()).await;
     let config = Arc::new(ArcSwap::from_pointee(config));
 
     let replicas = Replicas::join(store.clone(), clock.clone(), metrics.clone(), boot, rotation.clone(), max_stale)
@@ -222,6 +224,9 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
             bearers.evict(grant);
             custody.forget(grant);
         });
+    }
+    for (registration, ago) in &changed {
+        custody.registration_changed(registration, *ago);
     }
     let oauth = Arc::new(OAuth {
         store: store.clone(),
@@ -382,6 +387,15 @@ impl CustodyEvents for Words {
 
     fn changed(&self, grant: &Grant) {
         self.bearers.renew(grant.id);
+    }
+
+    fn suspect(
+        &self,
+        registration: &mantel_adapters::site::RegistrationId,
+        site: &mantel_adapters::site::SiteId,
+        suspect: bool,
+    ) {
+        self.metrics.suspect(registration, site, suspect);
     }
 
     fn joined(&self) {

@@ -176,6 +176,12 @@ impl Inner {
         }
         let mut fence = lease.fence;
         let Unfinished { mut retried, .. } = known;
+        if !retried
+            && !doubt.in_grace(now)
+            && let Some(landing) = self.spared(entry, case)
+        {
+            return Err(landing);
+        }
         if lease.owner != self.context.replicas.me() {
             match self.context.store.take_over(entry.id, lease, self.context.replicas.me(), wall).await {
                 Ok(Begun::InDoubt { retried: by_now, .. }) => (fence, retried) = (fence.saturating_add(1), by_now),

@@ -114,6 +114,10 @@ pub enum Cause {
     Store,
     /// Another process is at it.
     Elsewhere,
+    /// Its refresh token was refused, which is not believed yet (`deaths`).
+    Presumed,
+    /// Too many of its registration were.
+    Suspect,
 }
 
 impl Cause {
@@ -124,6 +128,8 @@ impl Cause {
             // What people must put right needs no hammering, and is noticed within a quarter of an hour.
             Self::Misconfigured | Self::Suspended => (Duration::from_secs(60), Duration::from_secs(900)),
             Self::Elsewhere => (Duration::from_secs(1), Duration::from_secs(1)),
+            // `deaths` says until when.
+            Self::Presumed | Self::Suspect => (Duration::ZERO, Duration::ZERO),
         }
     }
 
@@ -232,6 +238,10 @@ pub enum Event {
         retry_after: Option<Duration>,
         die: u32,
     },
+    /// What held it for its registration's sake is over.
+    Freed,
+    /// That, and it is to be tried now.
+    Tried,
     /// Its outcome is unknown.
     Doubtful(Doubt),
     /// The grant is not idle: another process has served it.
@@ -315,6 +325,17 @@ impl State {
                 self.hold = Some(Hold { cause, attempts: attempts.saturating_add(1), until });
                 Action::Rest
             }
+            Event::Freed => {
+                self.free();
+                Action::Rest
+            }
+            Event::Tried => {
+                self.free();
+                match self.way(now) {
+                    Way::Free => self.fly(Action::Fly),
+                    _ => Action::Rest,
+                }
+            }
             Event::Doubtful(doubt) => {
                 self.flight = Flight::None;
                 self.hold = None;
@@ -394,6 +415,10 @@ impl State {
             // Unused: it is refreshed on use. Its session may still come to its end.
             _ => self.session_end(rules).map_or(Action::Rest, Action::Sleep),
         }
+    }
+
+    fn free(&mut self) {
+        self.hold = self.hold.filter(|hold| !matches!(hold.cause, Cause::Presumed | Cause::Suspect));
     }
 
     fn fly(&mut self, action: Action) -> Action {

@@ -8,14 +8,17 @@
 //!                  intent ─► token request ─► store ─► memory ─► who waits
 //! ```
 //!
-//! `machine` decides, `outcome` is the table of ends, `lease` and `refresh` carry out; the rest is here.
+//! `machine` and, of refused tokens, `deaths` decide; `outcome` is the table of ends; `lease` and `refresh` carry out; the
+//! rest is here.
 
+mod deaths;
 mod entry;
 mod flights;
 mod lease;
 mod machine;
 mod outcome;
 mod refresh;
+mod suspects;
 mod usage;
 mod wheel;
 
@@ -24,7 +27,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use mantel_adapters::{
     profile::{Meaning, TokenPolicy},
-    site::{SiteId, VendorId},
+    site::{RegistrationId, SiteId, VendorId},
 };
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,6 +37,7 @@ use self::{
     flights::{Flights, Seat},
     machine::{Action, Event},
     refresh::Job,
+    suspects::Suspects,
 };
 pub use self::{machine::Cause, outcome::RefreshOutcome, wheel::Wheel};
 use crate::{
@@ -62,13 +66,18 @@ pub enum CustodyFault {
     Misconfigured { retry_after: Duration },
     /// The EHR holds the grant back until the user acts there.
     Suspended { retry_after: Duration },
+    /// The EHR refuses this registration's refresh tokens in numbers: an alarm, and the grants live.
+    Suspect { retry_after: Duration },
 }
 
 impl CustodyFault {
-    const fn of(cause: Cause, retry_after: Duration) -> Self {
+    fn of(cause: Cause, retry_after: Duration) -> Self {
         match cause {
             Cause::Misconfigured => Self::Misconfigured { retry_after },
             Cause::Suspended => Self::Suspended { retry_after },
+            // Any renewal may end it before.
+            Cause::Suspect => Self::Suspect { retry_after: retry_after.min(RELIEF) },
+            Cause::Presumed => Self::Unavailable { retry_after: retry_after.min(RELIEF) },
             Cause::Passing | Cause::Store | Cause::Elsewhere => Self::Unavailable { retry_after },
         }
     }
@@ -139,6 +148,8 @@ pub trait CustodyEvents: Send + Sync {
     fn ended(&self, grant: &Grant, reason: EndReason);
     /// A refresh, here or elsewhere, changed what the grant is about; its new bearer is served from now on.
     fn changed(&self, grant: &Grant);
+    /// A registration became suspect at a site, or is not any more.
+    fn suspect(&self, registration: &RegistrationId, site: &SiteId, suspect: bool);
     /// A request joined a flight that was under way.
     fn joined(&self);
     /// The store did not take an EHR's answer: it is kept in memory and tried again.
@@ -197,6 +208,7 @@ struct Inner {
     table: Table,
     flights: Flights<FlightKey, Flown>,
     wheel: Wheel,
+    suspects: Suspects,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -211,6 +223,9 @@ const PAGE: u32 = 500;
 /// What a caller is told whose own deadline came first.
 const SOON: Duration = Duration::from_secs(1);
 
+/// When to ask again where another grant's renewal may help.
+const RELIEF: Duration = Duration::from_secs(30);
+
 impl Custody {
     /// Starts the wheel, which reads the store for grants that need it though nobody asks.
     pub fn new(context: CustodyContext) -> Self {
@@ -220,6 +235,7 @@ impl Custody {
             table: Table::new(),
             flights,
             wheel: Wheel::default(),
+            suspects: Suspects::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -229,6 +245,7 @@ impl Custody {
         if inner.context.store.shared() {
             inner.tasks.spawn_on(inner.clone().note_uses(), handle);
         }
+        inner.tasks.spawn_on(inner.clone().try_suspects(), handle);
         Self(inner)
     }
 
@@ -387,6 +404,7 @@ impl Inner {
     fn forget(&self, id: GrantId) {
         self.table.remove(id);
         self.wheel.set(id, None);
+        self.suspects.ended(id);
     }
 
     /// Puts an event to the machine and does what it says. None: the EHR's refusal stands.

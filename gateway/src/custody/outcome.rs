@@ -11,6 +11,10 @@ use crate::store::EndReason;
 pub enum Answer {
     Tokens,
     Refused(Meaning),
+    /// Refused as dead, and not believed yet (`deaths`).
+    Presumed,
+    /// The same of a registration that is suspect.
+    Suspect,
     /// Certainly not sent: no connection was made.
     NotSent,
     /// Sent, or perhaps sent, and not answered.
@@ -54,6 +58,10 @@ pub enum Stored {
 pub enum RefreshOutcome {
     Renewed,
     Dead,
+    /// Refused as dead, which is not believed yet.
+    Presumed,
+    /// Refused as dead, like too many of its registration.
+    Suspect,
     Passing,
     Misconfigured,
     Suspended,
@@ -69,9 +77,11 @@ pub enum RefreshOutcome {
 }
 
 impl RefreshOutcome {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Renewed,
         Self::Dead,
+        Self::Presumed,
+        Self::Suspect,
         Self::Passing,
         Self::Misconfigured,
         Self::Suspended,
@@ -87,6 +97,8 @@ impl RefreshOutcome {
         match self {
             Self::Renewed => "renewed",
             Self::Dead => "dead",
+            Self::Presumed => "presumed_dead",
+            Self::Suspect => "suspect",
             Self::Passing => "passing",
             Self::Misconfigured => "misconfigured",
             Self::Suspended => "suspended",
@@ -132,6 +144,8 @@ pub const fn row(answer: Answer, attempt: Attempt, alive: bool) -> Row {
             Attempt::First => end(EndReason::Dead, Counted::Dead),
             Attempt::InGrace | Attempt::Last => end(EndReason::LostRotation, Counted::LostRotation),
         },
+        Answer::Presumed => held(old, attempt, Counted::Presumed, Cause::Presumed),
+        Answer::Suspect => held(old, attempt, Counted::Suspect, Cause::Suspect),
         Answer::Refused(Meaning::Passing) => held(old, attempt, Counted::Passing, Cause::Passing),
         Answer::Refused(Meaning::Misconfigured) => held(old, attempt, Counted::Misconfigured, Cause::Misconfigured),
         Answer::Refused(Meaning::Suspended) => held(old, attempt, Counted::Suspended, Cause::Suspended),
@@ -168,9 +182,11 @@ mod tests {
     use super::*;
 
     const ATTEMPTS: [Attempt; 3] = [Attempt::First, Attempt::InGrace, Attempt::Last];
-    const ANSWERS: [Answer; 7] = [
+    const ANSWERS: [Answer; 9] = [
         Answer::Tokens,
         Answer::Refused(Meaning::Dead),
+        Answer::Presumed,
+        Answer::Suspect,
         Answer::Refused(Meaning::Passing),
         Answer::Refused(Meaning::Misconfigured),
         Answer::Refused(Meaning::Suspended),

@@ -113,6 +113,9 @@ impl Inner {
             Ok(case) => case,
             Err(landing) => return landing,
         };
+        if let Some(landing) = self.denied(entry, &case) {
+            return landing;
+        }
         let intent = match self.intend(entry, &case).await {
             Ok(intent) => intent,
             Err(landing) => return landing,
@@ -120,8 +123,13 @@ impl Inner {
         let _beating = self.beating(&case, &intent);
         let (began, begun_at, mut attempt) = (self.now(), self.context.clock.now(), intent.attempt);
         loop {
-            let answer = self.send(&case).await;
-            let row = row(kind(&answer), attempt, entry.alive(self.now()).is_some());
+            let sent = self.now();
+            let mut answer = self.send(&case).await;
+            let taken = match self.weigh(entry, &case, attempt, sent, &mut answer).await {
+                Ok(taken) => taken,
+                Err(landing) => return landing,
+            };
+            let row = row(taken, attempt, entry.alive(self.now()).is_some());
             let in_grace = began.elapsed() < case.rules.reuse_grace;
             if row.next == Next::Doubt && in_grace {
                 // The vendor repeats its answer: the old token is tried again at once.
@@ -303,7 +311,7 @@ impl Inner {
         self.held(entry, Cause::Elsewhere, None)
     }
 
-    fn unended(&self, entry: &Entry, error: &StoreError) -> Landing {
+    pub(super) fn unended(&self, entry: &Entry, error: &StoreError) -> Landing {
         // The EHR has answered: no request is behind the intent.
         entry.idle_intent.store(true, Ordering::Relaxed);
         self.store_away(entry, error)
@@ -413,7 +421,7 @@ impl Inner {
     }
 }
 
-const fn kind(answer: &RefreshAnswer) -> Answer {
+pub(super) const fn kind(answer: &RefreshAnswer) -> Answer {
     match answer {
         RefreshAnswer::Tokens { .. } => Answer::Tokens,
         RefreshAnswer::Refused { meaning, .. } => Answer::Refused(*meaning),

@@ -1,9 +1,11 @@
 //! Custody against a strict EHR and a real store, with calls counted and time held by the test.
 
+mod deaths;
 mod doubt;
 mod ends;
 mod flow;
 mod lease;
 mod many;
+mod town;
 mod wheel;
 mod world;

@@ -233,6 +233,11 @@ impl Passage<'_> {
                 "The gateway's registration at the EHR does not work at present; its operator has been told. The grant lives.",
                 *retry_after,
             ),
+            CustodyFault::Suspect { retry_after } => Error::unavailable(
+                Side::Gateway,
+                "The EHR refuses the gateway's registration at present; its operator has been told. The grant lives.",
+                *retry_after,
+            ),
             CustodyFault::Suspended { retry_after } => Error::unavailable(
                 Side::Ehr,
                 "The EHR holds this grant back until its user signs in there again; the grant lives.",

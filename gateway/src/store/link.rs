@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use mantel_adapters::site::SiteId;
+use mantel_adapters::site::{RegistrationId, SiteId};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -179,6 +179,8 @@ links! {
     fn reseal(table: SealedTable, after: &[u8], limit: u32) -> Resealed;
     fn seal_usage() -> SealUsage;
     fn retire_seal_key(id: &str) -> Retired;
+    fn see_registration(registration: &RegistrationId, facts: &[&[u8]], now: Timestamp) -> Option<Timestamp>;
+    fn live_grants_of(registration: &RegistrationId, at_most: u32) -> u64;
     fn subject(site: &SiteId, ehr_subject: &str, candidate: &str) -> String;
     fn remember_jti(issuer: &str, jti: &str, until: Timestamp) -> bool;
     fn signing_keys() -> Vec<SigningKey>;

@@ -248,6 +248,24 @@ pub trait Store: Send + Sync {
     /// Says that a key is not needed any more, if no record is sealed by it.
     async fn retire_seal_key(&self, id: &str) -> StoreResult<Retired>;
 
+    // ---- registrations ----
+
+    /// Notes what a registration is (`facts`: client id, authentication, keys; kept as a keyed hash). Since
+    /// when it is that, if it was ever anything else.
+    async fn see_registration(
+        &self,
+        registration: &mantel_adapters::site::RegistrationId,
+        facts: &[&[u8]],
+        now: Timestamp,
+    ) -> StoreResult<Option<Timestamp>>;
+
+    /// How many live and doubtful grants a registration has, counted up to `at_most`.
+    async fn live_grants_of(
+        &self,
+        registration: &mantel_adapters::site::RegistrationId,
+        at_most: u32,
+    ) -> StoreResult<u64>;
+
     // ---- the rest ----
 
     /// Our `sub` for an EHR's subject at a site: the first `candidate` that was stored.

@@ -29,6 +29,7 @@ pub const STEPS: &[Step] = &[
     step!(2, "replicas", "0002_replicas.sql"),
     step!(3, "seal key states", "0003_seal_key_states.sql"),
     step!(4, "last use", "0004_last_use.sql"),
+    step!(5, "registrations", "0005_registrations.sql"),
 ];
 
 /// The steps that a binary knows. Its level is the last of them: a schema may ask for a later one in

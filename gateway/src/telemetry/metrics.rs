@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use mantel_adapters::{
     fhir::interaction::InteractionKind,
-    site::{SiteId, VendorId},
+    site::{RegistrationId, SiteId, VendorId},
 };
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -200,6 +200,8 @@ pub struct Metrics {
     leases: IntCounterVec,
     grants: IntGaugeVec,
     grants_ended: IntCounterVec,
+    suspect: IntGaugeVec,
+    suspected: IntCounterVec,
     launches: IntCounterVec,
     oauth: IntCounterVec,
     store_faults: IntCounter,
@@ -255,6 +257,14 @@ impl Metrics {
         )?;
         let grants = IntGaugeVec::new(Opts::new("mantel_grants", "Grants in the store, by state."), &["state"])?;
         registry.register(Box::new(grants.clone()))?;
+        let suspect = IntGaugeVec::new(
+            Opts::new(
+                "mantel_registration_suspect",
+                "1 while an EHR refuses a registration's refresh tokens in numbers: its grants are not ended.",
+            ),
+            &["registration", "site"],
+        )?;
+        registry.register(Box::new(suspect.clone()))?;
         let metrics = Self {
             site_requests: counters(
                 "mantel_site_requests_total",
@@ -287,6 +297,12 @@ impl Metrics {
                 "mantel_grants_ended_total",
                 "Grants that ended, by vendor and reason.",
                 &["vendor", "reason"],
+            )?,
+            suspect,
+            suspected: counters(
+                "mantel_registration_suspected_total",
+                "How often a registration became suspect at a site.",
+                &["registration", "site"],
             )?,
             launches: counters(
                 "mantel_launches_total",
@@ -407,6 +423,15 @@ impl Metrics {
     /// `reason` is the name of an `EndReason`.
     pub fn grant_ended(&self, vendor: &VendorId, reason: &'static str) {
         self.grants_ended.with_label_values(&[vendor.as_str(), reason]).inc();
+    }
+
+    /// A registration became suspect at a site, or is not any more.
+    pub fn suspect(&self, registration: &RegistrationId, site: &SiteId, suspect: bool) {
+        let labels = [registration.as_str(), site.as_str()];
+        self.suspect.with_label_values(&labels).set(i64::from(suspect));
+        if suspect {
+            self.suspected.with_label_values(&labels).inc();
+        }
     }
 
     /// Live, in doubt, ended.

@@ -126,6 +126,7 @@ impl CustodyEvents for Words {
     fn refresh(&self, _: &mantel_adapters::site::VendorId, _: &mantel_adapters::site::SiteId, _: RefreshOutcome) {}
     fn ended(&self, _: &Grant, _: EndReason) {}
     fn changed(&self, _: &Grant) {}
+    fn suspect(&self, _: &mantel_adapters::site::RegistrationId, _: &mantel_adapters::site::SiteId, _: bool) {}
     fn joined(&self) {}
     fn kept(&self) {}
 }

@@ -142,6 +142,34 @@ pub async fn replicas_see_each_other(store: &dyn Store) {
     assert_eq!(seen.iter().map(|it| (it.boot, it.beat)).collect::<Vec<_>>(), [(two, 1)]);
 }
 
+pub async fn registrations_are_seen_to_change(store: &dyn Store) {
+    let (one, two) = ("viewer-epic".parse().unwrap(), "viewer-oracle".parse().unwrap());
+    let see = async |registration, facts: &str, when| {
+        store.see_registration(registration, &[b"client".as_slice(), facts.as_bytes()], at(when)).await.unwrap()
+    };
+    assert_eq!(see(&one, CANARY, 0).await, None, "it was never another");
+    assert_eq!(see(&one, CANARY, 10).await, None);
+    assert_eq!(see(&two, "key b", 10).await, None);
+    assert_eq!(see(&one, "key b", 20).await, Some(at(20)));
+    assert_eq!(see(&one, "key b", 30).await, Some(at(20)));
+    assert_eq!(see(&two, "key b", 30).await, None);
+    assert_eq!(see(&one, CANARY, 40).await, Some(at(40)), "back is a change too");
+}
+
+pub async fn grants_of_a_registration_are_counted(store: &dyn Store) {
+    let mine = stored_grant(store).await;
+    for _ in 0..3 {
+        stored_grant(store).await;
+    }
+    let count = async |at_most| store.live_grants_of(&mine.registration, at_most).await.unwrap();
+    assert_eq!((count(6).await, count(3).await), (4, 3));
+    assert_eq!(store.live_grants_of(&"another".parse().unwrap(), 6).await.unwrap(), 0);
+    store.begin_refresh(mine.id, mine.generation, boot(), NOW).await.unwrap();
+    assert_eq!(count(6).await, 4, "a doubtful one lives");
+    store.end_grant(mine.id, EndReason::Revoked, None, &[], NOW).await.unwrap();
+    assert_eq!(count(6).await, 3);
+}
+
 /// More than a group, more than a reader each: all are answered, all are there.
 pub async fn a_thousand_writes_at_once(store: &dyn Store) {
     let grants: Vec<_> = (0..1000).map(|_| grant()).collect();

@@ -6,6 +6,7 @@ mod bad_input;
 mod cors;
 mod crash;
 mod custody;
+mod deaths;
 mod ehr_faults;
 mod fhir;
 mod keys;

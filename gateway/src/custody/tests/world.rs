@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use mantel_adapters::{
     profile::{Meaning, TokenPolicy},
-    site::{SiteId, VendorId},
+    site::{RegistrationId, SiteId, VendorId},
 };
 use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use tokio::sync::{oneshot, watch};
@@ -141,6 +141,7 @@ impl TokenEndpoint for Ehr {
 pub struct Counted {
     pub refreshes: BTreeMap<RefreshOutcome, usize>,
     pub ended: Vec<EndReason>,
+    pub suspect: Vec<(String, bool)>,
     pub joined: usize,
     pub kept: usize,
     pub changed: usize,
@@ -148,7 +149,7 @@ pub struct Counted {
 }
 
 #[derive(Default)]
-pub struct Counter(watch::Sender<Counted>);
+pub struct Counter(pub watch::Sender<Counted>);
 
 impl Counter {
     pub fn counted(&self) -> Counted {
@@ -168,6 +169,10 @@ impl CustodyEvents for Counter {
 
     fn ended(&self, _grant: &Grant, reason: EndReason) {
         self.0.send_modify(|counted| counted.ended.push(reason));
+    }
+
+    fn suspect(&self, _registration: &RegistrationId, site: &SiteId, suspect: bool) {
+        self.0.send_modify(|counted| counted.suspect.push((site.to_string(), suspect)));
     }
 
     fn joined(&self) {
@@ -208,7 +213,7 @@ pub struct World {
     _time: HeldTime,
 }
 
-async fn alone(store: SharedStore, clock: SharedClock, boot: BootId) -> Replicas {
+pub async fn alone(store: SharedStore, clock: SharedClock, boot: BootId) -> Replicas {
     let metrics = Metrics::new().unwrap();
     Replicas::join(store, clock, metrics, boot, Arc::new(ReplicaFacts::default()), secs(60)).await.unwrap()
 }

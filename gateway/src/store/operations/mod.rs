@@ -14,6 +14,7 @@ mod grants;
 mod launches;
 mod misc;
 pub(super) mod opening;
+mod registrations;
 mod replicas;
 pub(super) mod seal;
 mod tokens;
@@ -21,7 +22,7 @@ mod tokens;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mantel_adapters::site::SiteId;
+use mantel_adapters::site::{RegistrationId, SiteId};
 use zeroize::Zeroizing;
 
 use self::{
@@ -343,6 +344,23 @@ impl Store for Backend {
 
     async fn forget_replica(&self, boot: BootId) -> StoreResult<()> {
         on!(self.write, replicas::forget(boot)).await
+    }
+
+    async fn see_registration(
+        &self,
+        registration: &RegistrationId,
+        facts: &[&[u8]],
+        now: Timestamp,
+    ) -> StoreResult<Option<Timestamp>> {
+        let parts = [&[registration.as_str().as_bytes()], facts].concat();
+        let facts = self.sealer.names("registration", &parts);
+        let registration = registration.as_str().to_owned();
+        on!(self.write, registrations::see(registration, facts, now)).await
+    }
+
+    async fn live_grants_of(&self, registration: &RegistrationId, at_most: u32) -> StoreResult<u64> {
+        let registration = registration.as_str().to_owned();
+        on!(self.read, registrations::live_grants(registration, at_most)).await
     }
 
     async fn subject(&self, site: &SiteId, ehr_subject: &str, candidate: &str) -> StoreResult<String> {

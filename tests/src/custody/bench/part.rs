@@ -29,7 +29,7 @@ use mantel::{
 };
 use mantel_adapters::{
     profile::TokenPolicy,
-    site::{SiteId, VendorId},
+    site::{RegistrationId, SiteId, VendorId},
     smart::launch::LaunchContext,
 };
 use serde::{Deserialize, Serialize};
@@ -404,6 +404,8 @@ impl CustodyEvents for Words {
     fn ended(&self, _: &Grant, _: EndReason) {}
 
     fn changed(&self, _: &Grant) {}
+
+    fn suspect(&self, _: &RegistrationId, _: &SiteId, _: bool) {}
 
     fn joined(&self) {}
 

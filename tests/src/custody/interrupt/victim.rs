@@ -32,7 +32,7 @@ use mantel::{
 };
 use mantel_adapters::{
     profile::Place,
-    site::{SiteId, VendorId},
+    site::{RegistrationId, SiteId, VendorId},
     smart::token::meaning,
 };
 use tokio::runtime::Handle;
@@ -308,6 +308,8 @@ impl CustodyEvents for Words {
     }
 
     fn changed(&self, _grant: &Grant) {}
+
+    fn suspect(&self, _: &RegistrationId, _: &SiteId, _: bool) {}
 
     fn joined(&self) {}
 

@@ -1,0 +1,457 @@
+//! Deaths are rationed (`custody.md`, "Every end is known"): when a refused refresh token is believed to be dead,
+//! decided without IO: events with their instants in, verdicts out.
+//!
+//! One user's token dies; a whole registration's tokens do not, unless we or the EHR are misconfigured. So a refused
+//! token is at first only *presumed* dead: its grant lives, the old access token serves while it can, and then apps
+//! get 503 with `Retry-After`. The presumption ends
+//!
+//! - as a death, if the token is refused once more after another grant of the same client was renewed at the same
+//!   site (the registration works, this token does not): within moments where people are at work; or after
+//!   [`WINDOW`], when the window that could have made the registration suspect has closed; or at once where the
+//!   registration has no more than [`FEW`] grants, which cannot make it suspect at all. So nobody waits ten minutes to
+//!   be told to log in, but where the registration has been silent;
+//! - as a life, if the token is taken;
+//! - in suspicion: more than [`FEW`] grants and more than a fifth of all refreshes dead within [`WINDOW`].
+//!
+//! A suspect registration's grants are never ended. One of them at a time tries its own refresh token, after 1 minute,
+//! then 2, 4, 8 and every 15; a renewal frees all, and each is tried again before it is believed to be dead. In the
+//! hour after a change of a registration or its keys no renewal and no small number shortens the wait. An operator may
+//! confirm the deaths: for an hour, whoever is refused then ends.
+//!
+//! What is counted together is a client *at a site*: each hospital fetches our keys by itself, so another hospital's
+//! renewals prove nothing and its deaths must not hide in a registration's thousands. The registration's sum over its
+//! sites counts as well, since many small sites can die of one key; sites that are suspect by their own count are left
+//! out of it.
+//!
+//! Counts are of this process. Replicas each see a part, and each rations its own: no grant ends that a single process
+//! would not have ended. After a restart nothing is known, and a first refusal waits as any other.
+//!
+//! The one try after an unknown outcome (`lost_rotation`) is not counted: that the token is gone is what our own cut
+//! would explain. But it is not made while refusals stand unexplained ([`Deaths::unsure`]): it is the only one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    time::Duration,
+};
+
+use mantel_adapters::site::{RegistrationId, SiteId};
+
+use crate::{
+    clock::Instant,
+    store::{Grant, GrantId},
+};
+
+/// Within this time deaths are counted together.
+pub const WINDOW: Duration = Duration::from_secs(600);
+
+/// So many deaths are people's fate.
+pub const FEW: u32 = 5;
+
+/// More than one in so many refreshes is not.
+const SHARE: u64 = 5;
+
+/// After a change of a registration or its keys, and after an operator's word.
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// Longest wait between the tries of a suspect registration.
+const LONGEST_PROBE: Duration = Duration::from_secs(15 * 60);
+
+/// Refusals whose user never came back are forgotten: the next one is a first one again.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// Renewals are counted in buckets of so long: a thousand a second must not be a thousand instants.
+const BUCKET: Duration = Duration::from_secs(10);
+
+/// What is counted together: who we are, and to whom.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Realm {
+    pub registration: RegistrationId,
+    pub site: SiteId,
+    /// The registration's, as the grant was made: a previous client id is another client.
+    fingerprint: String,
+}
+
+impl Realm {
+    pub fn of(grant: &Grant) -> Self {
+        Self {
+            registration: grant.registration.clone(),
+            site: grant.site.clone(),
+            fingerprint: grant.fingerprint.clone(),
+        }
+    }
+}
+
+/// What a refused refresh token means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is dead: the grant ends.
+    Dead,
+    /// Counted, and to be tried again: then, or as soon as a renewal shows that the registration works.
+    Presumed { until: Instant },
+    /// Its registration is suspect. `new`: since this refusal.
+    Suspect { until: Instant, new: bool },
+}
+
+/// What a renewal lets go.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Relief {
+    /// The registration was suspect and is not any more.
+    pub freed: bool,
+    /// Grants that may try again.
+    pub retry: Vec<GrantId>,
+}
+
+/// All registrations of this process.
+#[derive(Default)]
+pub struct Deaths {
+    rations: HashMap<Realm, Ration>,
+    terms: HashMap<RegistrationId, Terms>,
+}
+
+/// What differs from the ordinary for a registration, until when.
+#[derive(Clone, Copy, Default)]
+struct Terms {
+    careful: Option<Instant>,
+    confirmed: Option<Instant>,
+}
+
+impl Terms {
+    fn careful(self, now: Instant) -> bool {
+        self.careful.is_some_and(|until| now < until)
+    }
+
+    fn confirmed(self, now: Instant) -> bool {
+        self.confirmed.is_some_and(|until| now < until)
+    }
+}
+
+#[derive(Default)]
+struct Ration {
+    /// Grants that are presumed dead, or believed to be and not yet ended.
+    refused: BTreeMap<GrantId, Refusal>,
+    /// When those died that have ended.
+    ended: VecDeque<Instant>,
+    renewed: VecDeque<(Instant, u64)>,
+    /// Grants whose one try after an unknown outcome waits.
+    spared: BTreeSet<GrantId>,
+    suspicion: Option<Suspicion>,
+}
+
+#[derive(Clone, Copy)]
+struct Refusal {
+    first: Instant,
+    last: Instant,
+    /// When another grant's renewal was answered that was sent after the first refusal.
+    vouched: Option<Instant>,
+    believed: bool,
+}
+
+struct Suspicion {
+    since: Instant,
+    /// By its own count, not the registration's.
+    own: bool,
+    /// Tries refused.
+    refused: u32,
+    next: Instant,
+    trying: Option<GrantId>,
+    /// Grants that wait for a renewal, and when they were last let try.
+    waiting: BTreeMap<GrantId, Option<Instant>>,
+}
+
+impl Suspicion {
+    fn wait(&self) -> Duration {
+        Duration::from_secs(60 << self.refused.min(4)).min(LONGEST_PROBE)
+    }
+
+    /// Lets a grant try. A try that brings nothing, or never ends, gives way to the next.
+    fn try_one(&mut self, grant: GrantId, now: Instant) {
+        self.trying = Some(grant);
+        self.next = now + self.wait();
+        self.waiting.insert(grant, Some(now));
+    }
+}
+
+/// Deaths, and all refreshes that had a clear answer.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    dead: u64,
+    all: u64,
+}
+
+impl Count {
+    fn too_many(self) -> bool {
+        self.dead > u64::from(FEW) && self.dead * SHARE > self.all
+    }
+}
+
+impl Deaths {
+    // ---- what happens --------------------------------------------------------------------------------------
+
+    /// A refresh token was refused by a request that was sent then.
+    pub fn refused(&mut self, realm: &Realm, grant: GrantId, sent: Instant, now: Instant) -> Verdict {
+        let terms = self.terms.get(&realm.registration).copied().unwrap_or_default();
+        let ration = self.rations.entry(realm.clone()).or_default();
+        let refusal = ration.refuse(grant, now);
+        if terms.confirmed(now) {
+            return ration.believe(grant, now);
+        }
+        if let Some(suspicion) = &mut ration.suspicion {
+            if suspicion.trying == Some(grant) {
+                suspicion.trying = None;
+                suspicion.refused = suspicion.refused.saturating_add(1);
+                suspicion.next = now + suspicion.wait();
+            }
+            return Verdict::Suspect { until: now + LONGEST_PROBE, new: false };
+        }
+        let own = ration.count(now).too_many();
+        if own || self.count(&realm.registration, now).too_many() {
+            self.suspect(realm, own, now);
+            return Verdict::Suspect { until: now + LONGEST_PROBE, new: true };
+        }
+        let closed = now >= refusal.first + WINDOW;
+        let proven = !terms.careful(now) && refusal.vouched.is_some_and(|at| at <= sent);
+        let ration = self.rations.entry(realm.clone()).or_default();
+        if refusal.believed || closed || proven {
+            return ration.believe(grant, now);
+        }
+        Verdict::Presumed { until: refusal.first + WINDOW }
+    }
+
+    /// The registration was found to have no more than [`FEW`] grants: whether the presumed death is one.
+    pub fn too_few(&mut self, realm: &Realm, grant: GrantId, now: Instant) -> bool {
+        let terms = self.terms.get(&realm.registration).copied().unwrap_or_default();
+        let Some(ration) = self.rations.get_mut(realm) else { return false };
+        let few = ration.suspicion.is_none() && ration.refused.contains_key(&grant) && !terms.careful(now);
+        if few {
+            ration.believe(grant, now);
+        }
+        few
+    }
+
+    /// The one try after an unknown outcome was refused: that is not counted, and believed unless all are refused.
+    pub fn last_refused(&mut self, realm: &Realm, grant: GrantId, now: Instant) -> Verdict {
+        match self.rations.get_mut(realm) {
+            Some(ration) if ration.suspicion.is_some() => {
+                ration.spared.insert(grant);
+                Verdict::Suspect { until: now + LONGEST_PROBE, new: false }
+            }
+            _ => Verdict::Dead,
+        }
+    }
+
+    /// A refresh that was sent then was answered with tokens.
+    pub fn renewed(&mut self, realm: &Realm, grant: GrantId, sent: Instant, now: Instant) -> Relief {
+        let ration = self.rations.entry(realm.clone()).or_default();
+        ration.renew(grant, now);
+        // Sent before, it says nothing of what has happened since.
+        if ration.suspicion.as_ref().is_some_and(|suspicion| sent >= suspicion.since) {
+            return Relief { freed: true, retry: ration.free() };
+        }
+        if ration.suspicion.is_some() {
+            return Relief::default();
+        }
+        let mut retry = Vec::new();
+        for (id, refusal) in &mut ration.refused {
+            if refusal.vouched.is_none() && refusal.first <= sent {
+                refusal.vouched = Some(now);
+                retry.push(*id);
+            }
+        }
+        if ration.unexplained(now).is_none() {
+            retry.extend(std::mem::take(&mut ration.spared));
+        }
+        Relief { freed: false, retry }
+    }
+
+    /// A grant has ended, whyever: it is not waited for any more.
+    pub fn ended(&mut self, grant: GrantId) {
+        for ration in self.rations.values_mut() {
+            if let Some(refusal) = ration.refused.remove(&grant).filter(|refusal| refusal.believed) {
+                ration.ended.push_back(refusal.last);
+            }
+            ration.spared.remove(&grant);
+            if let Some(suspicion) = &mut ration.suspicion {
+                suspicion.waiting.remove(&grant);
+            }
+        }
+    }
+
+    // ---- what is asked -------------------------------------------------------------------------------------
+
+    /// Whether a refresh may be sent. Else its grant waits: until then, or until it is let go before.
+    pub fn admit(&mut self, realm: &Realm, grant: GrantId, now: Instant) -> Option<Instant> {
+        let suspicion = self.rations.get_mut(realm)?.suspicion.as_mut()?;
+        if suspicion.trying == Some(grant) {
+            return None;
+        }
+        if now >= suspicion.next {
+            suspicion.try_one(grant, now);
+            return None;
+        }
+        suspicion.waiting.entry(grant).or_default();
+        Some(now + LONGEST_PROBE)
+    }
+
+    /// Whether the one try after an unknown outcome would be wasted now: until when it waits, and whether that
+    /// is for suspicion.
+    pub fn unsure(&mut self, realm: &Realm, grant: GrantId, now: Instant) -> Option<(Instant, bool)> {
+        let ration = self.rations.get_mut(realm)?;
+        let until = match &ration.suspicion {
+            Some(_) => (now + LONGEST_PROBE, true),
+            None => (ration.unexplained(now)?, false),
+        };
+        ration.spared.insert(grant);
+        Some(until)
+    }
+
+    /// When some suspect registration is to try.
+    pub fn next_try(&self) -> Option<Instant> {
+        let suspicions = self.rations.values().filter_map(|ration| ration.suspicion.as_ref());
+        suspicions.map(|suspicion| suspicion.next).min()
+    }
+
+    /// The grants that are to try now, one for each suspect registration whose time has come: one that has not tried
+    /// yet, else the one whose try is the oldest.
+    pub fn tries(&mut self, now: Instant) -> Vec<GrantId> {
+        let mut tries = Vec::new();
+        for ration in self.rations.values_mut() {
+            let Ration { refused, suspicion: Some(suspicion), .. } = ration else { continue };
+            if now < suspicion.next {
+                continue;
+            }
+            let refusals = refused.iter().map(|(id, refusal)| (Some(refusal.last), *id));
+            let waiting = suspicion.waiting.iter().filter(|(id, _)| !refused.contains_key(id));
+            match refusals.chain(waiting.map(|(id, tried)| (*tried, *id))).min() {
+                Some((_, id)) => {
+                    // It may bring nothing: the next time is another's turn.
+                    if let Some(refusal) = refused.get_mut(&id) {
+                        refusal.last = now;
+                    }
+                    suspicion.try_one(id, now);
+                    tries.push(id);
+                }
+                // Nobody waits: the next to come tries.
+                None => suspicion.next = now + suspicion.wait(),
+            }
+        }
+        tries
+    }
+
+    pub fn suspects(&self) -> BTreeSet<(RegistrationId, SiteId)> {
+        let suspects = self.rations.iter().filter(|(_, ration)| ration.suspicion.is_some());
+        suspects.map(|(realm, _)| (realm.registration.clone(), realm.site.clone())).collect()
+    }
+
+    // ---- what people say -----------------------------------------------------------------------------------
+
+    /// The registration or its keys changed, so long before `now` that this much of the hour is left.
+    pub fn changed(&mut self, registration: &RegistrationId, left: Duration, now: Instant) {
+        self.terms.entry(registration.clone()).or_default().careful = Some(now + left.min(HOUR));
+    }
+
+    /// An operator confirms the deaths: who is refused within the hour ends. The realms that were suspect, the grants
+    /// that were refused, to be tried at once, and those that only waited.
+    pub fn confirm(&mut self, registration: &RegistrationId, now: Instant) -> Confirmed {
+        self.terms.entry(registration.clone()).or_default().confirmed = Some(now + HOUR);
+        let mut confirmed = Confirmed::default();
+        for (realm, ration) in self.rations.iter_mut().filter(|(realm, _)| realm.registration == *registration) {
+            confirmed.refused.extend(ration.refused.keys());
+            if ration.suspicion.is_some() {
+                confirmed.sites.push(realm.site.clone());
+            }
+            confirmed.waiting.extend(ration.free());
+        }
+        confirmed.waiting.retain(|id| !confirmed.refused.contains(id));
+        confirmed
+    }
+
+    fn suspect(&mut self, realm: &Realm, own: bool, now: Instant) {
+        let mut suspicion =
+            Suspicion { since: now, own, refused: 0, next: now, trying: None, waiting: BTreeMap::new() };
+        suspicion.next = now + suspicion.wait();
+        self.rations.entry(realm.clone()).or_default().suspicion = Some(suspicion);
+    }
+
+    /// The registration's, over its sites.
+    fn count(&mut self, registration: &RegistrationId, now: Instant) -> Count {
+        let rations = self.rations.iter_mut().filter(|(realm, ration)| {
+            realm.registration == *registration && !ration.suspicion.as_ref().is_some_and(|suspicion| suspicion.own)
+        });
+        rations.fold(Count::default(), |sum, (_, ration)| {
+            let Count { dead, all } = ration.count(now);
+            Count { dead: sum.dead + dead, all: sum.all + all }
+        })
+    }
+}
+
+/// What an operator's word sets going.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Confirmed {
+    pub sites: Vec<SiteId>,
+    pub refused: BTreeSet<GrantId>,
+    pub waiting: Vec<GrantId>,
+}
+
+impl Ration {
+    fn refuse(&mut self, grant: GrantId, now: Instant) -> Refusal {
+        self.refused.retain(|id, refusal| *id == grant || now < refusal.last + STALE);
+        let fresh = Refusal { first: now, last: now, vouched: None, believed: false };
+        let refusal = self.refused.entry(grant).or_insert(fresh);
+        refusal.last = now;
+        *refusal
+    }
+
+    fn believe(&mut self, grant: GrantId, now: Instant) -> Verdict {
+        if let Some(refusal) = self.refused.get_mut(&grant) {
+            (refusal.believed, refusal.last) = (true, now);
+        }
+        Verdict::Dead
+    }
+
+    fn renew(&mut self, grant: GrantId, now: Instant) {
+        self.refused.remove(&grant);
+        self.spared.remove(&grant);
+        self.prune(now);
+        match self.renewed.back_mut() {
+            Some((began, count)) if now < *began + BUCKET => *count += 1,
+            _ => self.renewed.push_back((now, 1)),
+        }
+    }
+
+    fn prune(&mut self, now: Instant) {
+        while self.renewed.front().is_some_and(|(began, _)| *began + WINDOW <= now) {
+            self.renewed.pop_front();
+        }
+        while self.ended.front().is_some_and(|at| *at + WINDOW < now) {
+            self.ended.pop_front();
+        }
+    }
+
+    /// Refusals count for a window; those that no renewal has followed count until one does.
+    fn count(&mut self, now: Instant) -> Count {
+        self.prune(now);
+        let counts = |refusal: &&Refusal| refusal.vouched.is_none() || now <= refusal.last + WINDOW;
+        let dead = self.refused.values().filter(counts).count() + self.ended.len();
+        let dead = u64::try_from(dead).unwrap_or(u64::MAX);
+        Count { dead, all: dead + self.renewed.iter().map(|(_, count)| count).sum::<u64>() }
+    }
+
+    /// Until when refusals stand that no renewal has followed.
+    fn unexplained(&self, now: Instant) -> Option<Instant> {
+        let open = self.refused.values().filter(|refusal| refusal.vouched.is_none() && !refusal.believed);
+        open.map(|refusal| refusal.first + WINDOW).filter(|until| now < *until).max()
+    }
+
+    /// Ends the suspicion: all that waited may try, and what was counted counts no more.
+    fn free(&mut self) -> Vec<GrantId> {
+        let waiting = self.suspicion.take().map(|suspicion| suspicion.waiting).unwrap_or_default();
+        let mut freed: BTreeSet<GrantId> = std::mem::take(&mut self.refused).into_keys().collect();
+        freed.extend(waiting.into_keys());
+        freed.extend(std::mem::take(&mut self.spared));
+        freed.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "deaths_tests.rs"]
+mod tests;

@@ -1,0 +1,233 @@
+//! Many grants of one registration at one EHR, which answers each by its own tokens or all alike.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use mantel_adapters::profile::{Meaning, TokenPolicy};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::world::{Call, Counted, Counter, Profile, START, alone, secs};
+use crate::{
+    clock::{Clock as _, Instant, TestClock},
+    config::{Base, SealKey},
+    custody::{Bearer, Custody, CustodyContext, CustodyFault, GrantPolicy, RefreshAnswer, TokenEndpoint},
+    entropy::{SharedEntropy, SystemEntropy, uuid4, uuid7},
+    secret::{Secret, TokenHash},
+    store::{
+        BootId, Code, EhrTokens, Grant, GrantFacts, GrantId, GrantState, LaunchId, Store as _, link::HeldTime,
+        sealing::Sealer, sqlite::Sqlite,
+    },
+};
+
+/// An EHR whose refresh tokens are `{grant}.{n}`, each good once.
+pub struct Hospital {
+    lifetime: Duration,
+    /// How long each answer takes.
+    pub takes: Mutex<Duration>,
+    renewed: Mutex<BTreeMap<GrantId, u32>>,
+    /// Answers everybody so.
+    pub all: Mutex<Option<RefreshAnswer>>,
+    dead: Mutex<BTreeSet<GrantId>>,
+    pub calls: watch::Sender<Vec<(GrantId, Call)>>,
+    in_flight: AtomicUsize,
+    pub most_in_flight: AtomicUsize,
+}
+
+pub fn dead() -> RefreshAnswer {
+    RefreshAnswer::Refused { meaning: Meaning::Dead, retry_after: None, detail: "400 invalid_grant".into() }
+}
+
+impl Hospital {
+    pub fn says(&self, answer: Option<RefreshAnswer>) {
+        *self.all.lock().unwrap() = answer;
+    }
+
+    pub fn buries(&self, grant: GrantId) {
+        self.dead.lock().unwrap().insert(grant);
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.borrow().len()
+    }
+
+    pub async fn called(&self, times: usize) {
+        self.calls.subscribe().wait_for(|calls| calls.len() >= times).await.unwrap();
+    }
+
+    fn answer(&self, grant: GrantId, token: &str) -> RefreshAnswer {
+        if let Some(answer) = &*self.all.lock().unwrap() {
+            return answer.clone();
+        }
+        let mut renewed = self.renewed.lock().unwrap();
+        let n = renewed.entry(grant).or_insert(1);
+        if self.dead.lock().unwrap().contains(&grant) || token != format!("{grant}.{n}") {
+            return dead();
+        }
+        *n += 1;
+        RefreshAnswer::Tokens {
+            access: format!("access {grant}.{n}").into(),
+            refresh: Some(format!("{grant}.{n}").into()),
+            lifetime: Some(self.lifetime),
+            scope: None,
+            id_token: None,
+        }
+    }
+}
+
+#[async_trait]
+impl TokenEndpoint for Hospital {
+    async fn refresh(&self, grant: &Grant, refresh_token: &Secret<String>, _scope: Option<&str>) -> RefreshAnswer {
+        let call = Call { at: Instant::now(), token: refresh_token.expose().clone() };
+        self.calls.send_modify(|calls| calls.push((grant.id, call)));
+        let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        let takes = *self.takes.lock().unwrap();
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.answer(grant.id, refresh_token.expose())
+    }
+}
+
+pub struct Town {
+    pub custody: Custody,
+    pub store: Arc<Sqlite>,
+    pub hospital: Arc<Hospital>,
+    pub counter: Arc<Counter>,
+    pub profile: Arc<Profile>,
+    clock: Arc<TestClock>,
+    entropy: SharedEntropy,
+    _time: HeldTime,
+}
+
+impl Town {
+    pub async fn new(lifetime: u64, tokens: TokenPolicy) -> Self {
+        let time = HeldTime::hold();
+        let key = SealKey { id: "k".into(), bytes: Secret::new([1; 32]) };
+        let store = Arc::new(Sqlite::open(None, Arc::new(Sealer::new(&[key]).unwrap())).await.unwrap());
+        let hospital = Arc::new(Hospital {
+            lifetime: secs(lifetime),
+            takes: Mutex::default(),
+            renewed: Mutex::default(),
+            all: Mutex::default(),
+            dead: Mutex::default(),
+            calls: watch::Sender::default(),
+            in_flight: AtomicUsize::new(0),
+            most_in_flight: AtomicUsize::new(0),
+        });
+        let vendor = "epic".parse().unwrap();
+        let policy = GrantPolicy { vendor, tokens, session: None, cold_for: secs(1800) };
+        let profile = Arc::new(Profile(Mutex::new(policy)));
+        let (clock, entropy): (_, SharedEntropy) = (Arc::new(TestClock::new(START)), Arc::new(SystemEntropy::new()));
+        let counter = Arc::new(Counter::default());
+        let custody = custody(&store, &hospital, &clock, &entropy, &counter, &profile).await;
+        Self { custody, store, hospital, counter, profile, clock, entropy, _time: time }
+    }
+
+    /// Another life of the process.
+    pub async fn reboot(&mut self) {
+        self.custody.0.stop.cancel();
+        self.counter = Arc::new(Counter::default());
+        self.custody =
+            custody(&self.store, &self.hospital, &self.clock, &self.entropy, &self.counter, &self.profile).await;
+    }
+
+    pub async fn grants(&self, count: usize) -> Vec<GrantId> {
+        let mut grants = Vec::new();
+        for _ in 0..count {
+            grants.push(self.grant().await);
+        }
+        grants
+    }
+
+    async fn grant(&self) -> GrantId {
+        let id = GrantId(uuid7(&*self.entropy, START));
+        let grant = Grant {
+            id,
+            app: "viewer".parse().unwrap(),
+            site: "general".parse().unwrap(),
+            registration: "viewer-epic".parse().unwrap(),
+            fingerprint: "epic|client|/oauth/callback/viewer-epic".into(),
+            created: self.clock.now(),
+            state: GrantState::Live,
+            generation: 1,
+            facts: GrantFacts::default(),
+            tokens: EhrTokens {
+                access: format!("access {id}.1").into(),
+                refresh: Some(format!("{id}.1").into()),
+                received: self.clock.now(),
+                lifetime: self.hospital.lifetime,
+                scope: None,
+                id_token: None,
+            },
+        };
+        let code = Code {
+            grant: id,
+            app: grant.app.clone(),
+            base: Base::Uniform,
+            redirect_uri: String::new(),
+            code_challenge: String::new(),
+            nonce: None,
+            expires: self.clock.now(),
+            redeemed: false,
+        };
+        let hash = TokenHash::of(&id.to_string());
+        self.store.create_grant(&grant, hash, &code, LaunchId(Uuid::nil())).await.unwrap();
+        self.custody.adopt(&grant);
+        id
+    }
+
+    pub async fn bearer(&self, grant: GrantId) -> Result<Bearer, CustodyFault> {
+        self.custody.bearer(grant, Instant::now() + secs(20)).await
+    }
+
+    pub async fn state(&self, grant: GrantId) -> GrantState {
+        self.store.grant(grant).await.unwrap().unwrap().state
+    }
+
+    pub fn counted(&self) -> Counted {
+        self.counter.0.borrow().clone()
+    }
+
+    pub async fn until(&self, is: impl FnMut(&Counted) -> bool) {
+        self.counter.0.subscribe().wait_for(is).await.unwrap();
+        self.landed().await;
+    }
+
+    /// Waits until no flight is under way.
+    pub async fn landed(&self) {
+        while !self.custody.0.flights.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn custody(
+    store: &Arc<Sqlite>,
+    hospital: &Arc<Hospital>,
+    clock: &Arc<TestClock>,
+    entropy: &SharedEntropy,
+    counter: &Arc<Counter>,
+    profile: &Arc<Profile>,
+) -> Custody {
+    Custody::new(CustodyContext {
+        store: store.clone(),
+        endpoint: hospital.clone(),
+        clock: clock.clone(),
+        entropy: entropy.clone(),
+        handle: tokio::runtime::Handle::current(),
+        replicas: alone(store.clone(), clock.clone(), BootId(uuid4(&**entropy))).await,
+        events: counter.clone(),
+        policies: profile.clone(),
+        token_timeout: secs(60),
+    })
+}
