@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{store::SharedStore, telemetry::Metrics};
+use crate::{custody::Custody, store::SharedStore, telemetry::Metrics};
 
 /// A scraper or a probe; more at once are mistakes.
 const CONNECTIONS: usize = 64;
@@ -26,6 +26,7 @@ const PING: Duration = Duration::from_secs(2);
 pub struct Admin {
     pub metrics: Arc<Metrics>,
     pub store: SharedStore,
+    pub custody: Custody,
     /// Set from the start of the shutdown: load balancers must look elsewhere first.
     pub stop: CancellationToken,
 }
@@ -96,6 +97,9 @@ impl Admin {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
         match tokio::time::timeout(PING, self.store.ping()).await {
+            Ok(Ok(())) if !self.custody.recovered() => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "the spill of an earlier process is not in the store yet\n")
+            }
             Ok(Ok(())) => text(StatusCode::OK, "ready\n"),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "not ready");

@@ -28,7 +28,7 @@ use crate::{
     config::{Config, CustodyMode},
     custody::{
         Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer, RefreshOutcome,
-        SessionLimits, TokenEndpoint,
+        SessionLimits, Spill, SpillEvent, TokenEndpoint,
     },
     edge::{
         listen::{self, Settings},
@@ -152,6 +152,11 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let handle = Handle::current();
     let metrics = Metrics::new()?;
     let sealer = Arc::new(Sealer::new(&config.store.seal)?);
+    let spill = match &config.store.spill {
+        None => None,
+        Some(directory) => Some(Spill::open(directory, sealer.clone()).context("store.spill cannot be used")?),
+    };
+    let unreadable = spill.as_ref().map(Spill::refused).unwrap_or_default();
     let pages = Arc::new(Pages::new(sealer.clone()));
     let store = store::open(&config.store.url, sealer.clone(), &schema).await.context("the store cannot be opened")?;
     let boot = BootId(entropy::uuid4(&*entropy));
@@ -217,6 +222,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
         events: words.clone(),
         policies: words.clone(),
         token_timeout: timeouts.token,
+        spill,
     });
     {
         let (bearers, custody) = (bearers.clone(), custody.clone());
@@ -227,6 +233,13 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     }
     for (registration, ago) in &changed {
         custody.registration_changed(registration, *ago);
+    }
+    // Before readiness, and what can be stored is stored before a start is refused.
+    custody.recover().await;
+    if !unreadable.is_empty() {
+        custody.shutdown().await;
+        store.close().await;
+        anyhow::bail!("store.spill: {unreadable}");
     }
     let oauth = Arc::new(OAuth {
         store: store.clone(),
@@ -242,7 +255,12 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
 
     let statements = Statements::new(ehrs.clone(), metrics.clone(), clock.clone(), handle.clone());
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
-    let admin = Arc::new(Admin { metrics: metrics.clone(), store: store.clone(), stop: stop.clone() });
+    let admin = Arc::new(Admin {
+        metrics: metrics.clone(),
+        store: store.clone(),
+        custody: custody.clone(),
+        stop: stop.clone(),
+    });
     tokio::spawn(admin.serve(admin_listener, end.clone()));
     if let Some(socket) = admin_socket {
         let grants = Operator {
@@ -408,6 +426,14 @@ impl CustodyEvents for Words {
 
     fn lease(&self, mark: LeaseMark) {
         self.metrics.lease(mark.text());
+    }
+
+    fn spill(&self, event: SpillEvent) {
+        self.metrics.spill(event.text());
+    }
+
+    fn spill_depth(&self, answers: usize) {
+        self.metrics.spill_depth(answers);
     }
 }
 

@@ -165,11 +165,28 @@ impl Entry {
 
     /// New tokens, stored before: from now on they are served. `age`: since the EHR's answer.
     pub(super) fn renew(&self, grant: &Grant, policy: Option<&GrantPolicy>, among: Among, age: Duration, now: Instant) {
+        self.take(grant, policy, among, age, now, |times, refreshable| Event::Renewed { times, refreshable });
+    }
+
+    /// The same for new tokens that are durable in the spill and not in the store.
+    pub(super) fn keep(&self, grant: &Grant, policy: Option<&GrantPolicy>, among: Among, age: Duration, now: Instant) {
+        self.take(grant, policy, among, age, now, |times, refreshable| Event::Spilled { times, refreshable });
+    }
+
+    fn take(
+        &self,
+        grant: &Grant,
+        policy: Option<&GrantPolicy>,
+        among: Among,
+        age: Duration,
+        now: Instant,
+        event: impl FnOnce(Times, bool) -> Event,
+    ) {
         let mut guts = self.guts();
         guts.rules = rules(policy, among);
         let times = Times::new(&guts.rules, guts.rules.lifetime(Some(grant.tokens.lifetime)), age, now);
         let Guts { state, rules, .. } = &mut *guts;
-        state.step(rules, Event::Renewed { times, refreshable: grant.tokens.refresh.is_some() }, now);
+        state.step(rules, event(times, grant.tokens.refresh.is_some()), now);
         if state.ended.is_none() {
             self.held.store(Arc::new(Held::of(grant, &times)));
         }

@@ -192,7 +192,8 @@ pub fn patience(shared: bool, retried: bool) -> Duration {
 pub enum Flight {
     None,
     Underway,
-    /// The EHR has answered and the store does not take it: the answer is kept.
+    /// The EHR has answered and the store does not take it: the answer is kept, in the spill or, until that
+    /// takes it, in memory. No refresh begins from what the store has.
     Keeping,
 }
 
@@ -232,6 +233,13 @@ pub enum Event {
         times: Times,
         refreshable: bool,
     },
+    /// New tokens are durable in the spill and shared; the store does not have them yet.
+    Spilled {
+        times: Times,
+        refreshable: bool,
+    },
+    /// The store has what was kept.
+    Stored,
     /// The refresh came to nothing.
     Held {
         cause: Cause,
@@ -313,9 +321,12 @@ impl State {
                 self.flight = Flight::Keeping;
                 Action::Rest
             }
-            Event::Renewed { times, refreshable } => {
-                let Self { used, forced, session_ends, .. } = *self;
-                *self = Self { used, forced, session_ends, ..Self::new(times, refreshable) };
+            Event::Renewed { times, refreshable } => self.renewed(times, refreshable, Flight::None),
+            Event::Spilled { times, refreshable } => self.renewed(times, refreshable, Flight::Keeping),
+            Event::Stored => {
+                if self.flight == Flight::Keeping {
+                    self.flight = Flight::None;
+                }
                 Action::Rest
             }
             Event::Held { cause, retry_after, die } => {
@@ -359,6 +370,12 @@ impl State {
                 Action::Rest
             }
         }
+    }
+
+    fn renewed(&mut self, times: Times, refreshable: bool, flight: Flight) -> Action {
+        let Self { used, forced, session_ends, .. } = *self;
+        *self = Self { used, forced, session_ends, flight, ..Self::new(times, refreshable) };
+        Action::Rest
     }
 
     fn asked(&mut self, rules: &Rules, now: Instant) -> Action {

@@ -125,6 +125,13 @@ enum Op {
         retried: bool,
     },
     Keep,
+    /// The answer goes to the spill, and is shared.
+    Spill {
+        lifetime: u64,
+        refreshable: bool,
+    },
+    /// The store has it.
+    Store,
     End,
 }
 
@@ -141,6 +148,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => Just(Op::Doubt),
         4 => (0_i64..2, prop::bool::weighted(0.2)).prop_map(|(beat, retried)| Op::Contest { beat, retried }),
         1 => Just(Op::Keep),
+        2 => (prop_oneof![Just(300_u64), 1_u64..100], prop::bool::weighted(0.9))
+            .prop_map(|(lifetime, refreshable)| Op::Spill { lifetime, refreshable }),
+        2 => Just(Op::Store),
         1 => prop::bool::weighted(0.1).prop_map(|ends| if ends { Op::End } else { Op::Ask }),
     ];
     prop::collection::vec(op, 1..200)
@@ -158,6 +168,7 @@ struct Model {
     refreshable: bool,
     flying: bool,
     kept: bool,
+    spilled: bool,
     held_until: u64,
     doubt_since: Option<u64>,
     forced: Option<u64>,
@@ -276,8 +287,9 @@ proptest! {
         let (rules, start) = (Rules { shared, ..rules(before, interval, grace) }, Instant::now());
         let mut state = State::new(Times::new(&rules, secs(300), Duration::ZERO, start), true);
         let mut model = Model {
-            shared, looks: Vec::new(), before, interval, grace, now: 0, issued: 0, lifetime: 300, refreshable: true, flying: false, kept: false,
-            held_until: 0, doubt_since: None, forced: None, used: false, ended: false,
+            shared, looks: Vec::new(), before, interval, grace, now: 0, issued: 0, lifetime: 300, refreshable: true,
+            flying: false, kept: false, spilled: false, held_until: 0, doubt_since: None, forced: None, used: false,
+            ended: false,
         };
         for op in ops {
             let now = start + secs(model.now);
@@ -320,10 +332,25 @@ proptest! {
                     let times = Times::new(&rules, secs(lifetime), Duration::ZERO, now);
                     step(Event::Renewed { times, refreshable });
                     (model.flying, model.kept, model.issued, model.lifetime) = (false, false, model.now, lifetime);
+                    model.spilled = false;
                     (model.refreshable, model.held_until, model.doubt_since) = (refreshable, 0, None);
                     model.looks.clear();
                     // Used in the very second of its renewal counts as used since.
                     model.used = state.used == Some(now);
+                }
+                // Shared already: nothing but the store's having it ends that.
+                Op::Spill { .. } if model.spilled => {}
+                Op::Spill { lifetime, refreshable } => {
+                    let times = Times::new(&rules, secs(lifetime), Duration::ZERO, now);
+                    step(Event::Spilled { times, refreshable });
+                    (model.kept, model.spilled, model.issued, model.lifetime) = (true, true, model.now, lifetime);
+                    (model.refreshable, model.held_until, model.doubt_since) = (refreshable, 0, None);
+                    model.looks.clear();
+                    model.used = state.used == Some(now);
+                }
+                Op::Store if model.spilled => {
+                    step(Event::Stored);
+                    (model.flying, model.kept, model.spilled) = (false, false, false);
                 }
                 Op::Contest { beat, retried } => {
                     let lease = Lease { owner: BootId(uuid::Uuid::nil()), fence: 1, beat };
@@ -337,6 +364,7 @@ proptest! {
                     }
                 }
                 // An answer that is kept is stored in the end, nothing else.
+                Op::Store => {}
                 _ if model.kept => {}
                 Op::Hold { retry_after } => {
                     // The lowest die: exactly `Retry-After`.

@@ -18,6 +18,8 @@ mod lease;
 mod machine;
 mod outcome;
 mod refresh;
+mod replay;
+mod spill;
 mod suspects;
 mod usage;
 mod wheel;
@@ -37,9 +39,15 @@ use self::{
     flights::{Flights, Seat},
     machine::{Action, Event},
     refresh::Job,
+    replay::Pending,
     suspects::Suspects,
 };
-pub use self::{machine::Cause, outcome::RefreshOutcome, wheel::Wheel};
+pub use self::{
+    machine::Cause,
+    outcome::RefreshOutcome,
+    spill::{Spill, SpillFault},
+    wheel::Wheel,
+};
 use crate::{
     clock::{Instant, SharedClock},
     entropy::SharedEntropy,
@@ -141,6 +149,32 @@ pub trait Policies: Send + Sync {
     fn learnt(&self, grant: &Grant, scope: &str) -> Option<GrantFacts>;
 }
 
+/// What happens to an answer in the spill: a closed set of labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SpillEvent {
+    /// The store did not take it; it is durable in the spill.
+    Spilled,
+    /// The store has it now.
+    Replayed,
+    /// Its grant had moved on or ended.
+    Dropped,
+    /// It cannot be read, or the store does not know its grant: it was moved aside.
+    Bad,
+}
+
+impl SpillEvent {
+    pub const ALL: [Self; 4] = [Self::Spilled, Self::Replayed, Self::Dropped, Self::Bad];
+
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Spilled => "spilled",
+            Self::Replayed => "replayed",
+            Self::Dropped => "dropped",
+            Self::Bad => "bad",
+        }
+    }
+}
+
 /// What is counted.
 pub trait CustodyEvents: Send + Sync {
     fn refresh(&self, vendor: &VendorId, site: &SiteId, outcome: RefreshOutcome);
@@ -154,6 +188,9 @@ pub trait CustodyEvents: Send + Sync {
     fn joined(&self);
     /// The store did not take an EHR's answer: it is kept in memory and tried again.
     fn kept(&self);
+    fn spill(&self, event: SpillEvent);
+    /// Answers that are in the spill and not in the store.
+    fn spill_depth(&self, answers: usize);
     /// Leases that changed hands.
     fn lease(&self, mark: LeaseMark);
 }
@@ -191,6 +228,8 @@ pub struct CustodyContext {
     pub policies: Arc<dyn Policies>,
     /// A token request's own deadline, whoever waits for it.
     pub token_timeout: Duration,
+    /// Where an answer goes that the store does not take. None: it is kept in memory, and lost with the process.
+    pub spill: Option<Spill>,
 }
 
 /// A flight's end, for each who waits.
@@ -209,6 +248,7 @@ struct Inner {
     flights: Flights<FlightKey, Flown>,
     wheel: Wheel,
     suspects: Suspects,
+    pending: Pending,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -228,14 +268,19 @@ const RELIEF: Duration = Duration::from_secs(30);
 
 impl Custody {
     /// Starts the wheel, which reads the store for grants that need it though nobody asks.
-    pub fn new(context: CustodyContext) -> Self {
+    pub fn new(mut context: CustodyContext) -> Self {
         let flights = Flights::new(context.handle.clone());
+        let spill = context.spill.take();
+        for _ in 0..spill.as_ref().map_or(0, |spill| spill.bad) {
+            context.events.spill(SpillEvent::Bad);
+        }
         let inner = Arc::new(Inner {
             context,
             table: Table::new(),
             flights,
             wheel: Wheel::default(),
             suspects: Suspects::default(),
+            pending: Pending::new(spill),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -246,7 +291,20 @@ impl Custody {
             inner.tasks.spawn_on(inner.clone().note_uses(), handle);
         }
         inner.tasks.spawn_on(inner.clone().try_suspects(), handle);
+        inner.tasks.spawn_on(inner.clone().replay(), handle);
+        inner.tell_depth();
         Self(inner)
+    }
+
+    /// Tries once to give the store what an earlier process left in the spill. What stays is tried again and
+    /// again; until then its grants are served from it, and not refreshed.
+    pub async fn recover(&self) {
+        self.0.replay_round().await;
+    }
+
+    /// Whether the store has all that an earlier process left in the spill.
+    pub fn recovered(&self) -> bool {
+        self.0.recovered()
     }
 
     /// The EHR's bearer for a grant. A fresh one comes from memory; an expired one is waited for until
@@ -319,6 +377,10 @@ impl Custody {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.flights.landed().await;
+        if !self.0.pending.is_empty() {
+            // What the store does not take now waits in the spill for the next start.
+            self.0.replay_round().await;
+        }
     }
 }
 
@@ -389,14 +451,26 @@ impl Inner {
 
     fn adopt(&self, grant: &Grant) -> Arc<Entry> {
         let (now, wall) = (self.now(), self.context.clock.now());
+        let overlaid = self.overlaid(grant);
+        let grant = overlaid.as_ref().map_or(grant, |(grant, _)| grant);
         let policy = self.context.policies.of(grant);
         let among = self.among(grant.id);
-        let (rules, state) = entry::read(grant, policy.as_ref(), among, wall, now);
+        let (rules, mut state) = entry::read(grant, policy.as_ref(), among, wall, now);
+        if overlaid.is_some() {
+            Self::hold_for_replay(&mut state);
+        }
         let entry = self.table.enter(Entry::new(grant, rules, state, now));
         if entry.generation() < grant.generation {
-            self.renew(&entry, grant, grant.tokens.received.until(wall), now);
+            let age = grant.tokens.received.until(wall);
+            match overlaid {
+                Some(_) => entry.keep(grant, policy.as_ref(), among, age, now),
+                None => self.renew(&entry, grant, age, now),
+            }
         } else {
             self.wheel.set(grant.id, entry.next_wake(now));
+        }
+        if let Some((_, kept)) = &overlaid {
+            self.overlay_settled(&entry, kept);
         }
         entry
     }
@@ -527,6 +601,10 @@ impl Inner {
             return;
         }
         let now = self.now();
+        // Its turn is set when the store has its answer.
+        if self.overlaid(grant).is_some() {
+            return;
+        }
         let policy = self.context.policies.of(grant);
         let (rules, state) = entry::read(grant, policy.as_ref(), self.among(grant.id), self.context.clock.now(), now);
         if let (true, Some(at)) = (state.needs_wheel(&rules), state.next_wake(&rules, now)) {

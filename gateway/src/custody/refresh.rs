@@ -1,22 +1,24 @@
 //! One flight, from the intent to who waits: the order is the promise. The intent is durable before the
 //! request; the answer is durable before memory has it, and in memory before anybody sees it.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use futures_util::FutureExt as _;
 use mantel_adapters::profile::Meaning;
 
 use super::{
-    CustodyFault, Flown, GrantPolicy, Inner, RefreshAnswer, SOON,
+    CustodyFault, Flown, GrantPolicy, Inner, RefreshAnswer, SOON, SpillEvent,
     entry::{self, Entry},
     machine::{Cause, Doubt, Event, Rules},
     outcome::{Answer, Attempt, Caller, Next, RefreshOutcome, Row, Stored, row},
+    replay::{Kept, PATIENCE},
+    spill,
 };
 use crate::{
     clock::{Instant, Timestamp},
     entropy::uuid7,
     secret::Secret,
-    store::{EhrTokens, EndReason, Finished, Grant, GrantState, Revocation, StoreError, StoreResult},
+    store::{EhrTokens, EndReason, Finished, Grant, GrantFacts, GrantState, Revocation, StoreError, StoreResult},
 };
 
 /// What a flight is for.
@@ -31,6 +33,12 @@ pub(super) enum Landing {
     /// The store has these tokens now; `age`: since the EHR gave them.
     Renewed {
         grant: Box<Grant>,
+        age: Duration,
+    },
+    /// The spill has these tokens, and not the store; `grant` is as the store has it.
+    Spilled {
+        grant: Box<Grant>,
+        kept: Box<Kept>,
         age: Duration,
     },
     Held {
@@ -77,6 +85,10 @@ impl Inner {
                 self.renew(entry, &grant, age, now);
                 return entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: SOON });
             }
+            Landing::Spilled { grant, kept, age } => {
+                self.show(entry, &grant, *kept, age);
+                return entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: SOON });
+            }
             Landing::Held { cause, retry_after, caller } => {
                 let mut die = [0; 4];
                 self.context.entropy.fill(&mut die);
@@ -120,7 +132,7 @@ impl Inner {
             Ok(intent) => intent,
             Err(landing) => return landing,
         };
-        let _beating = self.beating(&case, &intent);
+        let beating = self.beating(&case, &intent);
         let (began, begun_at, mut attempt) = (self.now(), self.context.clock.now(), intent.attempt);
         loop {
             let sent = self.now();
@@ -137,7 +149,11 @@ impl Inner {
                 attempt = Attempt::InGrace;
                 continue;
             }
-            return self.settle(entry, &case, row, answer, begun_at).await;
+            let mut landing = self.settle(entry, &case, row, answer, begun_at).await;
+            if let Landing::Spilled { kept, .. } = &mut landing {
+                kept.beating = beating;
+            }
+            return landing;
         }
     }
 
@@ -150,6 +166,10 @@ impl Inner {
         };
         if let GrantState::Ended { reason, .. } = grant.state {
             return Err(Landing::Ended(reason));
+        }
+        // What is in the spill must be in the store before it is consumed.
+        if self.overlaid(&grant).is_some() {
+            return Err(self.held(entry, Cause::Store, None));
         }
         let policy = self.context.policies.of(&grant);
         if grant.generation > entry.generation() {
@@ -228,52 +248,83 @@ impl Inner {
         Landing::Doubtful { doubt, caller: row.caller }
     }
 
-    /// Stores the EHR's answer, however long that takes: it may be the only live token there is.
-    // A local spill takes it here where the store does not (`custody.md`, "Stored before shared").
+    /// Makes the EHR's answer durable, however long that takes: it may be the only live token there is. That is
+    /// in the store; or, where that fails, at once in the spill.
     async fn store_answer(
         &self,
         entry: &Entry,
         case: &Case,
         tokens: &EhrTokens,
-        facts: Option<&crate::store::GrantFacts>,
+        facts: Option<&GrantFacts>,
         received: Instant,
     ) -> Landing {
         let Case { grant, .. } = case;
-        let mut failures = 0_u32;
+        let (mut failures, mut kept) = (0_u32, None::<Kept>);
         let finished = loop {
-            let finishing =
-                self.context.store.finish_refresh(grant.id, grant.generation, tokens, facts, tokens.received);
-            match finishing.await {
-                Ok(finished) => break finished,
-                Err(error) => {
-                    tracing::error!(grant = %grant.id, %error, failures, "the store does not take an EHR's answer: it is kept");
+            let finish = self.context.store.finish_refresh(grant.id, grant.generation, tokens, facts, tokens.received);
+            let mut finish = pin!(finish);
+            let answer = match tokio::time::timeout(PATIENCE, &mut finish).await {
+                Ok(answer) => answer,
+                // It may have it all the same: the same call again does no harm.
+                Err(_) if self.pending.spill.is_some() => Err(StoreError::Unavailable("it takes too long".into())),
+                Err(_) => {
                     entry.step(Event::Kept, self.now());
                     self.context.events.kept();
-                    let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(6));
-                    tokio::time::sleep(wait.min(Duration::from_secs(5))).await;
-                    failures = failures.saturating_add(1);
+                    finish.await
                 }
+            };
+            let error = match answer {
+                Ok(finished) => break finished,
+                Err(error) => error,
+            };
+            tracing::error!(grant = %grant.id, %error, failures, "the store does not take an EHR's answer: it is kept");
+            self.context.events.kept();
+            if kept.is_none() {
+                let answer = spill::Answer {
+                    grant: grant.id,
+                    consumed: grant.generation,
+                    site: grant.site.clone(),
+                    registration: grant.registration.clone(),
+                    tokens: tokens.clone(),
+                    facts: facts.cloned(),
+                };
+                kept = self.spill(&answer, received).await;
             }
+            if let Some(kept) = kept.take_if(|kept| kept.shareable()) {
+                self.count(case, RefreshOutcome::Renewed);
+                let age = self.now().saturating_duration_since(received);
+                return Landing::Spilled { grant: Box::new(grant.clone()), kept: Box::new(kept), age };
+            }
+            entry.step(Event::Kept, self.now());
+            let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(6));
+            tokio::time::sleep(wait.min(Duration::from_secs(5))).await;
+            failures = failures.saturating_add(1);
         };
-        match finished {
+        let (landing, event) = match finished {
             Finished::Stored(grant) => {
                 self.count(case, RefreshOutcome::Renewed);
-                Landing::Renewed { grant, age: self.now().saturating_duration_since(received) }
+                let age = self.now().saturating_duration_since(received);
+                (Landing::Renewed { grant, age }, SpillEvent::Replayed)
             }
             Finished::Moved(current) => {
                 self.count(case, RefreshOutcome::Dropped);
                 // A vendor that repeats its answer gave both the same tokens.
                 if current.tokens.access != tokens.access && current.tokens.refresh != tokens.refresh {
-                    self.revoke_later(grant, tokens).await;
+                    // Reported; there is nobody else to tell.
+                    let _ = self.revoke_later(grant, tokens).await;
                 }
-                self.moved(*current)
+                (self.moved(*current), SpillEvent::Dropped)
             }
             Finished::Ended(reason) => {
                 self.count(case, RefreshOutcome::Dropped);
-                self.revoke_later(grant, tokens).await;
-                Landing::Ended(reason)
+                let _ = self.revoke_later(grant, tokens).await;
+                (Landing::Ended(reason), SpillEvent::Dropped)
             }
+        };
+        if let Some(kept) = kept {
+            self.taken_off(&kept, event).await;
         }
+        landing
     }
 
     /// Clears the intent of a request that was certainly not answered with tokens.
@@ -354,11 +405,13 @@ impl Inner {
     }
 
     /// Writes to the outbox that tokens which nobody will use are to be revoked.
-    async fn revoke_later(&self, grant: &Grant, tokens: &EhrTokens) {
+    pub(super) async fn revoke_later(&self, grant: &Grant, tokens: &EhrTokens) -> StoreResult<()> {
         let revocation = [self.revocation(grant, tokens)];
-        if let Err(error) = self.insist(|| self.context.store.add_revocations(&revocation)).await {
+        let written = self.insist(|| self.context.store.add_revocations(&revocation)).await;
+        if let Err(error) = &written {
             tracing::error!(grant = %grant.id, %error, "tokens that nobody will use are not revoked at the EHR");
         }
+        written
     }
 
     fn revocation(&self, grant: &Grant, tokens: &EhrTokens) -> Revocation {

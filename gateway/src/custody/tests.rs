@@ -6,6 +6,7 @@ mod ends;
 mod flow;
 mod lease;
 mod many;
+mod spill;
 mod town;
 mod wheel;
 mod world;

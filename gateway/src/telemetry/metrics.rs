@@ -207,6 +207,8 @@ pub struct Metrics {
     store_faults: IntCounter,
     replicas: IntGauge,
     ends_polled: Gauge,
+    spill_answers: IntCounterVec,
+    spill_depth: IntGauge,
     config_loaded: IntGauge,
     log_dropped: IntCounter,
     connections: IntGauge,
@@ -325,6 +327,12 @@ impl Metrics {
                 registry.register(Box::new(one.clone()))?;
                 one
             },
+            spill_answers: counters(
+                "mantel_spill_answers_total",
+                "Answers of EHRs that the store did not take, by what became of them.",
+                &["event"],
+            )?,
+            spill_depth: gauge("mantel_spill_depth", "Answers that are in the spill and not in the store.")?,
             config_loaded: gauge(
                 "mantel_config_loaded_timestamp_seconds",
                 "When the configuration in force was loaded (Unix time).",
@@ -467,6 +475,15 @@ impl Metrics {
     /// How long ago the grants that ended elsewhere were last read.
     pub fn ends_polled(&self, age: Duration) {
         self.ends_polled.set(age.as_secs_f64());
+    }
+
+    /// `event` is the name of custody's `SpillEvent`.
+    pub fn spill(&self, event: &'static str) {
+        self.spill_answers.with_label_values(&[event]).inc();
+    }
+
+    pub fn spill_depth(&self, answers: usize) {
+        self.spill_depth.set(i64::try_from(answers).unwrap_or(i64::MAX));
     }
 
     pub fn log_dropped(&self) {

@@ -22,7 +22,7 @@ use mantel::{
     config::{Base, Config, SealKey, Sources, load},
     custody::{
         Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer, RefreshOutcome,
-        TokenEndpoint,
+        SpillEvent, TokenEndpoint,
     },
     edge::{
         respond,
@@ -129,6 +129,8 @@ impl CustodyEvents for Words {
     fn suspect(&self, _: &mantel_adapters::site::RegistrationId, _: &mantel_adapters::site::SiteId, _: bool) {}
     fn joined(&self) {}
     fn kept(&self) {}
+    fn spill(&self, _: SpillEvent) {}
+    fn spill_depth(&self, _: usize) {}
 }
 
 pub const PUBLIC: &str = "https://gateway.example.org";
@@ -234,6 +236,7 @@ impl Gateway {
             events: words.clone(),
             policies: words,
             token_timeout: timeouts.token,
+            spill: None,
         });
         let proxy = Arc::new(Proxy::new(ProxyContext {
             bearers: Arc::new(Bearers::new(store.clone(), clock.clone(), replicas)),

@@ -123,6 +123,7 @@ async fn what_is_not_the_users_fault_never_ends_a_grant() {
             }
             pass(120).await;
         }
+        world.landed().await;
         assert_eq!(world.stored(grant).await.state, GrantState::Live);
         assert!(world.counted().ended.is_empty());
     }

@@ -63,6 +63,7 @@ impl Many {
             policies: self.world.profile.clone(),
             // Longer than a doubt waits, so that a test can have both at the EHR.
             token_timeout: secs(100),
+            spill: None,
         });
         let evicts = custody.clone();
         replicas.follow(move |grant| evicts.forget(grant));

@@ -229,5 +229,6 @@ async fn custody(
         events: counter.clone(),
         policies: profile.clone(),
         token_timeout: secs(60),
+        spill: None,
     })
 }

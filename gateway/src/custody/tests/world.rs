@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use crate::{
     config::{Base, SealKey},
     custody::{
         Bearer, Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
-        RefreshOutcome, SessionLimits, TokenEndpoint,
+        RefreshOutcome, SessionLimits, Spill, SpillEvent, TokenEndpoint,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4, uuid7},
     replicas::Replicas,
@@ -146,6 +146,8 @@ pub struct Counted {
     pub kept: usize,
     pub changed: usize,
     pub leases: BTreeMap<&'static str, usize>,
+    pub spill: BTreeMap<SpillEvent, usize>,
+    pub spill_depth: usize,
 }
 
 #[derive(Default)]
@@ -186,6 +188,14 @@ impl CustodyEvents for Counter {
     fn kept(&self) {
         self.0.send_modify(|counted| counted.kept += 1);
     }
+
+    fn spill(&self, event: SpillEvent) {
+        self.0.send_modify(|counted| *counted.spill.entry(event).or_default() += 1);
+    }
+
+    fn spill_depth(&self, answers: usize) {
+        self.0.send_modify(|counted| counted.spill_depth = answers);
+    }
 }
 
 pub struct Profile(pub Mutex<GrantPolicy>);
@@ -210,7 +220,13 @@ pub struct World {
     pub clock: Arc<TestClock>,
     pub entropy: SharedEntropy,
     pub boot: BootId,
+    pub spill: Option<PathBuf>,
     _time: HeldTime,
+}
+
+fn sealer() -> Arc<Sealer> {
+    let key = SealKey { id: "k".into(), bytes: Secret::new([1; 32]) };
+    Arc::new(Sealer::new(&[key]).unwrap())
 }
 
 pub async fn alone(store: SharedStore, clock: SharedClock, boot: BootId) -> Replicas {
@@ -231,18 +247,29 @@ impl World {
     }
 
     pub async fn on(database: Option<&Path>, lifetime: u64, tokens: TokenPolicy) -> Self {
-        Self::with(database, lifetime, tokens, secs(60)).await
+        Self::with(database, lifetime, tokens, secs(60), None).await
+    }
+
+    /// One with a database file and a spill, in that directory.
+    pub async fn spilling(directory: &Path, lifetime: u64, tokens: TokenPolicy) -> Self {
+        let spill = directory.join("spill");
+        Self::with(Some(&directory.join("mantel.db")), lifetime, tokens, secs(60), Some(spill)).await
     }
 
     /// One whose token requests never end by themselves: a process that is killed does nothing more.
     pub async fn to_be_killed(lifetime: u64) -> Self {
-        Self::with(None, lifetime, epic(), secs(1_000_000)).await
+        Self::with(None, lifetime, epic(), secs(1_000_000), None).await
     }
 
-    async fn with(database: Option<&Path>, lifetime: u64, tokens: TokenPolicy, token_timeout: Duration) -> Self {
+    async fn with(
+        database: Option<&Path>,
+        lifetime: u64,
+        tokens: TokenPolicy,
+        token_timeout: Duration,
+        spill: Option<PathBuf>,
+    ) -> Self {
         let time = HeldTime::hold();
-        let key = SealKey { id: "k".into(), bytes: Secret::new([1; 32]) };
-        let store = Arc::new(Sqlite::open(database, Arc::new(Sealer::new(&[key]).unwrap())).await.unwrap());
+        let store = Arc::new(Sqlite::open(database, sealer()).await.unwrap());
         let ehr = Arc::new(Ehr {
             lifetime: secs(lifetime),
             replies: Mutex::default(),
@@ -265,12 +292,22 @@ impl World {
             events: counter.clone(),
             policies: profile.clone(),
             token_timeout,
+            spill: spill.as_deref().map(|directory| Spill::open(directory, sealer()).unwrap()),
         };
-        Self { custody: Custody::new(context), store, ehr, counter, profile, clock, entropy, boot, _time: time }
+        Self { custody: Custody::new(context), store, ehr, counter, profile, clock, entropy, boot, spill, _time: time }
     }
 
-    /// Another life of the process: nothing is left but the store and the EHR.
+    /// Another life of the process: nothing is left but the store, the spill and the EHR.
     pub async fn reboot(&mut self) {
+        // The one that was killed may have tasks that still hold its directory: what was on the disk is found.
+        self.spill = self.spill.take().map(|before| {
+            let directory = before.with_extension(uuid4(&*self.entropy).to_string());
+            std::fs::create_dir(&directory).unwrap();
+            for file in std::fs::read_dir(before).unwrap().map(Result::unwrap).filter(|it| it.path().is_file()) {
+                std::fs::copy(file.path(), directory.join(file.file_name())).unwrap();
+            }
+            directory
+        });
         self.custody.0.stop.cancel();
         self.boot = BootId(uuid4(&*self.entropy));
         self.counter = Arc::new(Counter::default());
@@ -284,7 +321,18 @@ impl World {
             events: self.counter.clone(),
             policies: self.profile.clone(),
             token_timeout: secs(60),
+            spill: self.spill.as_deref().map(|directory| Spill::open(directory, sealer()).unwrap()),
         });
+    }
+
+    /// The answers in the spill's directory, and what was set aside from it.
+    pub fn spilled(&self) -> [Vec<PathBuf>; 2] {
+        let spill = self.spill.clone().unwrap();
+        [spill.clone(), spill.join("bad")].map(|directory| {
+            let Ok(files) = std::fs::read_dir(directory) else { return Vec::new() };
+            let files = files.map(|it| it.unwrap().path());
+            files.filter(|it| it.to_string_lossy().contains(".answer")).collect()
+        })
     }
 
     pub fn session(&self, max: u64, idle: u64) {
@@ -386,4 +434,11 @@ pub async fn tell(database: &Path, statement: &'static str) {
     let mut beside = SqliteConnectOptions::new().filename(database).connect().await.unwrap();
     sqlx::query(statement).execute(&mut beside).await.unwrap();
     beside.close().await.unwrap();
+}
+
+/// Holds the database's lock, as a backup or a stuck disk does, until it is dropped.
+pub async fn hold(database: &Path) -> sqlx::SqliteConnection {
+    let mut beside = SqliteConnectOptions::new().filename(database).connect().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut beside).await.unwrap();
+    beside
 }

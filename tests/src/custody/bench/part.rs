@@ -16,7 +16,7 @@ use mantel::{
     config::{SealKey, StoreConfig, StoreUrl},
     custody::{
         Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer, RefreshOutcome,
-        TokenEndpoint, Wheel,
+        SpillEvent, TokenEndpoint, Wheel,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4},
     replicas::Replicas,
@@ -112,12 +112,8 @@ async fn open(url: &str) -> Result<Opened> {
         None if url.starts_with("postgres") => StoreUrl::Postgres(url.into()),
         None => bail!("{url:?} is no store; expected sqlite:///path or postgres://…"),
     };
-    grants::open(&StoreConfig {
-        url,
-        seal: vec![SealKey { id: "bench".into(), bytes: Secret::new([7; 32]) }],
-        spill: None,
-    })
-    .await
+    let seal = vec![SealKey { id: "bench".into(), bytes: Secret::new([7; 32]) }];
+    grants::open(&StoreConfig { url, seal, spill: None }).await
 }
 
 // ---- the grants --------------------------------------------------------------------------------------
@@ -214,6 +210,7 @@ async fn start(url: &str, count: u32, turning: bool, ahead: Duration) -> Result<
         events: words.clone(),
         policies: words.clone(),
         token_timeout: PATIENCE,
+        spill: None,
     });
     // Each grant that is read at the start is judged by its policy once.
     tokio::time::timeout(PATIENCE, words.all.notified()).await.context("not all grants were read")?;
@@ -412,4 +409,8 @@ impl CustodyEvents for Words {
     fn kept(&self) {}
 
     fn lease(&self, _: LeaseMark) {}
+
+    fn spill(&self, _: SpillEvent) {}
+
+    fn spill_depth(&self, _: usize) {}
 }

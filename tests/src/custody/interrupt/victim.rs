@@ -18,7 +18,7 @@ use mantel::{
     config::{Config, Disk, Sources, load},
     custody::{
         Custody, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
-        RefreshOutcome, TokenEndpoint,
+        RefreshOutcome, SpillEvent, TokenEndpoint,
     },
     entropy::{SharedEntropy, SystemEntropy, uuid4},
     replicas::Replicas,
@@ -113,6 +113,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         events: words.clone(),
         policies: words,
         token_timeout: timeouts.token,
+        spill: None,
     });
     if arguments.settle {
         return settle(&custody, &store, arguments.logins).await;
@@ -316,4 +317,8 @@ impl CustodyEvents for Words {
     fn kept(&self) {}
 
     fn lease(&self, _: LeaseMark) {}
+
+    fn spill(&self, _: SpillEvent) {}
+
+    fn spill_depth(&self, _: usize) {}
 }
