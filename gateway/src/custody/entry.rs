@@ -216,8 +216,8 @@ impl Entry {
         self.guts().noted = Some(now);
     }
 
-    pub(super) fn expires(&self) -> Instant {
-        self.held.load().expires
+    pub(super) fn serves_until(&self) -> Instant {
+        self.guts().state.serves_until()
     }
 
     fn forgettable(&self, unused_for: Duration, now: Instant) -> bool {

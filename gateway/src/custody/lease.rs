@@ -166,7 +166,7 @@ impl Inner {
     /// seen to stand still; it is taken over only to act.
     async fn doubt(&self, entry: &Entry, case: &Case, lease: Lease, known: Unfinished) -> Result<Doubtful, Landing> {
         let (now, wall) = (self.now(), self.context.clock.now());
-        let doubt = Doubt::new(&case.rules, entry.expires(), known.since.until(wall), now);
+        let doubt = Doubt::new(&case.rules, entry.serves_until(), known.since.until(wall), now);
         if !doubt.in_grace(now) && now < doubt.try_at {
             return if doubt.look_at <= now {
                 Ok(Doubtful::Wait(doubt.try_at))

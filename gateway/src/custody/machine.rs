@@ -405,16 +405,11 @@ impl State {
             _ if now < self.times.settled => Action::Theirs,
             // The forced one brought this bearer, and it is refused too.
             _ if forced.is_some_and(|at| self.times.received >= at) => Action::Theirs,
-            Way::Free => match forced {
-                // It brought nothing: whose refusal this is, nobody can tell before the next.
-                Some(at) => {
-                    Action::Unavailable { cause: Cause::Passing, after: (at + FORCED_INTERVAL).duration_since(now) }
-                }
-                None => {
-                    self.forced = Some(now);
-                    self.fly(Action::Fly)
-                }
-            },
+            // One that brought nothing is not forced again: it is tried again, when its own outcome allows that.
+            Way::Free => {
+                self.forced = forced.or(Some(now));
+                self.fly(Action::Fly)
+            }
             Way::Blocked { cause, after } => Action::Unavailable { cause, after },
             Way::None => Action::Theirs,
         }
@@ -466,6 +461,11 @@ impl State {
         let hold = self.hold.map_or(now, |hold| hold.until);
         let doubt = self.doubt.map_or(now, |doubt| doubt.blocked_until(now));
         hold.max(doubt)
+    }
+
+    /// Until when a doubt waits for the old access token's sake: one that the EHR has refused is not waited for.
+    pub fn serves_until(&self) -> Instant {
+        self.forced.filter(|at| *at > self.times.received).map_or(self.times.expires, |at| at.min(self.times.expires))
     }
 
     /// Used since its access token came.

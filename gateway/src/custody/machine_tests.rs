@@ -213,6 +213,10 @@ impl Model {
         self.forced.is_some_and(|at| self.now < at + 60)
     }
 
+    fn renewed_since(&self) -> bool {
+        self.forced.is_some_and(|at| self.issued >= at)
+    }
+
     /// Whether each look of the last `patience` seconds, none later than a TTL after the one before, saw this beat.
     fn stood_still(&self, patience: u64) -> bool {
         let (mut at, beat) = *self.looks.last().unwrap();
@@ -245,16 +249,14 @@ impl Model {
 
     fn check_refused(&self, action: Action) {
         match action {
-            Action::Fly => assert!(self.free() && self.settled() && !self.forced_lately()),
+            Action::Fly => assert!(self.free() && self.settled() && !(self.forced_lately() && self.renewed_since())),
             Action::Join => assert!(self.flying && !self.kept),
             Action::Theirs => {
-                let renewed = self.forced.is_some_and(|at| self.issued >= at);
-                let told = self.forced_lately() && renewed;
+                let told = self.forced_lately() && self.renewed_since();
                 assert!(!self.settled() || told || !self.refreshable, "a refresh would tell");
             }
             Action::Unavailable { after, .. } => {
-                let came_to_nothing = self.forced_lately() && self.forced.is_some_and(|at| self.issued < at);
-                assert!(!self.free() && self.refreshable || self.kept || came_to_nothing);
+                assert!(!self.free() && self.refreshable || self.kept);
                 assert!(!after.is_zero());
             }
             other => panic!("a refusal is answered {other:?}"),
@@ -314,7 +316,9 @@ proptest! {
                     model.check_refused(action);
                     if action == Action::Fly {
                         model.flying = true;
-                        model.forced = Some(model.now);
+                        if !model.forced_lately() {
+                            model.forced = Some(model.now);
+                        }
                     }
                 }
                 Op::Wake => {

@@ -244,7 +244,7 @@ impl Inner {
         if let Next::Backoff(cause) = row.next {
             return Landing::Held { cause, retry_after, caller: row.caller };
         }
-        let doubt = Doubt::new(&case.rules, entry.expires(), begun_at.until(wall), received);
+        let doubt = Doubt::new(&case.rules, entry.serves_until(), begun_at.until(wall), received);
         Landing::Doubtful { doubt, caller: row.caller }
     }
 

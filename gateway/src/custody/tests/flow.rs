@@ -1,11 +1,12 @@
 //! Fresh, due, expired; one refresh at a time; stored before shared.
 
 use futures_util::future::join_all;
+use mantel_adapters::profile::Meaning;
 
 use super::world::*;
 use crate::{
     clock::Instant,
-    custody::{CustodyFault, RefreshOutcome},
+    custody::{CustodyFault, RefreshAnswer, RefreshOutcome},
     store::{GrantState, Store as _},
 };
 
@@ -292,4 +293,40 @@ async fn a_grant_that_moved_on_in_the_store_is_taken_from_there() {
     pass(50).await;
     assert_eq!((world.access(grant).await.as_str(), world.ehr.calls()), ("access-of-another", 0));
     assert_eq!(world.counted().refreshes.get(&RefreshOutcome::Moved), Some(&1));
+}
+
+/// What the EHR has refused is dead, whatever its clock says: the next try is the same refresh's, by its own backoff.
+#[tokio::test(start_paused = true)]
+async fn a_forced_refresh_that_met_a_passing_fault_is_tried_again_when_it_may_be() {
+    let world = World::new(3600, epic()).await;
+    let grant = world.grant().await;
+    pass(1).await;
+    world.ehr.next(Reply::Answer(RefreshAnswer::Refused {
+        meaning: Meaning::Passing,
+        retry_after: Some(secs(5)),
+        detail: "503".into(),
+    }));
+    assert!(matches!(world.refused(grant, 1).await, Err(CustodyFault::Unavailable { .. })));
+    pass(4).await;
+    let fault = world.refused(grant, 1).await.unwrap_err();
+    assert_eq!(fault, CustodyFault::Unavailable { retry_after: secs(1) });
+    assert_eq!(world.ehr.calls(), 1);
+    pass(1).await;
+    assert_eq!(world.refused(grant, 1).await.unwrap().unwrap().generation, 2);
+    assert_eq!(world.ehr.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_forced_refresh_the_refused_token_is_not_waited_for() {
+    let world = World::new(3600, epic()).await;
+    let grant = world.grant().await;
+    pass(1).await;
+    world.ehr.next(Reply::Answer(RefreshAnswer::Unknown));
+    assert!(matches!(world.refused(grant, 1).await, Err(CustodyFault::Unavailable { .. })));
+    pass(59).await;
+    assert!(matches!(world.refused(grant, 1).await, Err(CustodyFault::Unavailable { .. })));
+    assert_eq!(world.ehr.calls(), 1);
+    tokio::time::advance(secs(1)).await;
+    world.until_outcome(RefreshOutcome::Renewed).await;
+    assert_eq!((world.access(grant).await.as_str(), world.ehr.calls()), ("access-2", 2));
 }
