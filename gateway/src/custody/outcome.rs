@@ -1,5 +1,6 @@
 //! Every end of a refresh is known: one table, answer × attempt × is the old access token alive → what
-//! the caller sees, what is stored, what is counted, when the next try is (`custody.md`).
+//! the caller sees, what is stored, what is counted, when the next try is (`custody.md`). `OUTCOMES.md` is this table as
+//! people read it, written by a test.
 
 use mantel_adapters::profile::Meaning;
 
@@ -178,21 +179,24 @@ const fn end(reason: EndReason, counted: RefreshOutcome) -> Row {
 }
 
 #[cfg(test)]
+pub const ATTEMPTS: [Attempt; 3] = [Attempt::First, Attempt::InGrace, Attempt::Last];
+
+#[cfg(test)]
+pub const ANSWERS: [Answer; 9] = [
+    Answer::Tokens,
+    Answer::Refused(Meaning::Dead),
+    Answer::Presumed,
+    Answer::Suspect,
+    Answer::Refused(Meaning::Passing),
+    Answer::Refused(Meaning::Misconfigured),
+    Answer::Refused(Meaning::Suspended),
+    Answer::NotSent,
+    Answer::Unknown,
+];
+
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    const ATTEMPTS: [Attempt; 3] = [Attempt::First, Attempt::InGrace, Attempt::Last];
-    const ANSWERS: [Answer; 9] = [
-        Answer::Tokens,
-        Answer::Refused(Meaning::Dead),
-        Answer::Presumed,
-        Answer::Suspect,
-        Answer::Refused(Meaning::Passing),
-        Answer::Refused(Meaning::Misconfigured),
-        Answer::Refused(Meaning::Suspended),
-        Answer::NotSent,
-        Answer::Unknown,
-    ];
 
     fn rows() -> impl Iterator<Item = (Answer, Attempt, bool, Row)> {
         ANSWERS.into_iter().flat_map(|answer| {

@@ -7,6 +7,7 @@ mod flow;
 mod lease;
 mod many;
 mod spill;
+mod table;
 mod town;
 mod wheel;
 mod world;
