@@ -2,7 +2,7 @@
 
 use sqlx::{FromRow, Row as _};
 
-use super::{Connection, Row, fault::OrFault as _, launches, locking, misc};
+use super::{Backend, Connection, Row, fault::OrFault as _, launches, locking, misc};
 use crate::{
     clock::Timestamp,
     secret::TokenHash,
@@ -58,32 +58,43 @@ pub(super) struct NewGrant {
 }
 
 pub(super) async fn create(on: &mut Connection, sealer: &Sealer, new: NewGrant) -> StoreResult<()> {
-    let grant = &new.grant;
-    if by_id(on, grant.id).await?.is_some() {
+    // Where there are several writers the schema takes one living grant for a name. That it took this one says that
+    // no other is there under its only name; at SERIALIZABLE what need not be read cannot be lost to others.
+    let by_name = Backend::SHARED && new.identity.as_ref().is_none_or(|names| names.len() == 1);
+    let stored = (by_name && insert(on, &new).await?) || take_place(on, sealer, &new).await?;
+    if !stored {
         // The same call again: all of it took place.
         return Ok(());
-    }
-    let mut others = Vec::new();
-    for name in new.identity.iter().flatten() {
-        others.extend(of_identity(on, name).await?);
-    }
-    for other in others {
-        end(on, sealer, other, EndReason::Superseded, None, Revoke::Its, grant.created).await?;
-    }
-    if !insert(on, &new).await? {
-        // Somebody else's grant for the same identity came between: it is found, and ended, by the next try.
-        return Err(StoreError::Contended("another grant for the same app, subject and patient is being made".into()));
     }
     sqlx::query("INSERT INTO codes (hash, format, grant_id, expires, body) VALUES ($1, $2, $3, $4, $5)")
         .bind(new.code.0.as_slice())
         .bind(FORMAT)
-        .bind(grant.id.0.as_bytes().as_slice())
+        .bind(new.grant.id.0.as_bytes().as_slice())
         .bind(new.code_expires.0)
         .bind(new.code_body.as_slice())
         .execute(&mut *on)
         .await
         .or_fault()?;
     launches::done(on, new.launch).await
+}
+
+/// Ends the others of a grant's identity and stores it. False: it is there.
+async fn take_place(on: &mut Connection, sealer: &Sealer, new: &NewGrant) -> StoreResult<bool> {
+    if by_id(on, new.grant.id).await?.is_some() {
+        return Ok(false);
+    }
+    let mut others = Vec::new();
+    for name in new.identity.iter().flatten() {
+        others.extend(of_identity(on, name).await?);
+    }
+    for other in others {
+        end(on, sealer, other, EndReason::Superseded, None, Revoke::Its, new.grant.created).await?;
+    }
+    if insert(on, new).await? {
+        return Ok(true);
+    }
+    // Somebody else's grant for the same identity came between: it is found, and ended, by the next try.
+    Err(StoreError::Contended("another grant for the same app, subject and patient is being made".into()))
 }
 
 /// The living grants under an identity's name, locked before any of them is ended.

@@ -36,9 +36,12 @@ const LIMITS: Limits = Limits {
     idle_in_transaction: Duration::from_secs(2),
 };
 
-/// First wait of a transaction that lost to another; it doubles.
+/// What is left of the deadline for a last try of a transaction that lost to others.
+const REST: Duration = Duration::from_millis(500);
+
+/// First wait of a transaction that lost to another again; it doubles.
 const BACKOFF: Duration = Duration::from_millis(4);
-const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
+const LONGEST_BACKOFF: Duration = Duration::from_millis(60);
 
 /// Connections that may break under one operation before anything was committed: one that stood ready when the
 /// server restarted, and one made while it still stops.
@@ -54,6 +57,9 @@ struct Shared {
     connections: Connections,
     queue: Arc<Semaphore>,
     working: Semaphore,
+    /// One of those who lost to another transaction runs again at a time: together they would lose to each
+    /// other (at SERIALIZABLE, on small tables, to whoever wrote the same page).
+    losers: Semaphore,
 }
 
 #[derive(Clone, Copy)]
@@ -81,6 +87,7 @@ impl Engine {
             connections: Connections::new(server, LIMITS),
             queue: Arc::new(Semaphore::new(QUEUE)),
             working: Semaphore::new(CONNECTIONS),
+            losers: Semaphore::new(1),
         };
         Self { shared: Arc::new(shared), runtime: Handle::current(), tasks: TaskTracker::new() }
     }
@@ -152,8 +159,9 @@ impl Shared {
     where
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Clone,
     {
-        let _working = self.working.acquire().await.map_err(|_| StoreError::Unavailable("it is closed".into()))?;
-        let (mut broken, mut backoff) = (0, BACKOFF);
+        let closed = |_| StoreError::Unavailable("it is closed".into());
+        let _working = self.working.acquire().await.map_err(closed)?;
+        let (mut broken, mut backoff, mut turn) = (0, BACKOFF, None);
         loop {
             let mut used = self.connections.take().await?;
             let tried = match how {
@@ -167,8 +175,16 @@ impl Shared {
                 }
                 Tried::Refused(error @ StoreError::Contended(_)) => {
                     self.connections.give_back(used);
+                    if turn.is_none() {
+                        turn = match tokio::time::timeout_at(deadline - REST, self.losers.acquire()).await {
+                            Ok(turn) => Some(turn.map_err(closed)?),
+                            Err(_) => return Err(error),
+                        };
+                        continue;
+                    }
+                    // To another process, or to one that has not lost yet.
                     let wait = self.connections.spread(backoff);
-                    if Instant::now() + wait >= deadline {
+                    if Instant::now() + wait >= deadline - REST {
                         return Err(error);
                     }
                     tokio::time::sleep(wait).await;
