@@ -98,6 +98,7 @@ fn serve(sources: &Sources) -> anyhow::Result<ExitCode> {
         tracing::warn!(%note, "configuration");
     }
     control.block_on(async move {
+        lifecycle::outlive_limited_files()?;
         let running = app::start(loaded.config, Ports::of_process()).await?;
         lifecycle::on_signals(running.stopping(), drain)?;
         running.until_stopped().await

@@ -4,6 +4,21 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+/// SIGXFSZ, which has this number wherever we run (signal(7)).
+const FILE_TOO_LARGE: i32 = 25;
+
+/// Lets the process outlive a limit on its files' size (`ulimit -f`, `LimitFSIZE=`): a write fails then, as on a full
+/// disk, and what custody holds in memory is kept.
+///
+/// # Errors
+/// If the signal cannot be listened to.
+pub fn outlive_limited_files() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    // The handler stays when its listener goes.
+    drop(signal(SignalKind::from_raw(FILE_TOO_LARGE))?);
+    Ok(())
+}
+
 /// Cancels `soft` at the first SIGTERM or SIGINT (requests in work may end), and ends the process at
 /// the second, or when `drain` and a little more has passed.
 ///

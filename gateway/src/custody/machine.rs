@@ -124,7 +124,9 @@ impl Cause {
     /// First wait and longest wait.
     const fn backoff(self) -> (Duration, Duration) {
         match self {
-            Self::Passing | Self::Store => (Duration::from_secs(1), Duration::from_secs(60)),
+            Self::Passing => (Duration::from_secs(1), Duration::from_secs(60)),
+            // Ours: it is not spared, so that everything works soon after it does.
+            Self::Store => (Duration::from_secs(1), Duration::from_secs(4)),
             // What people must put right needs no hammering, and is noticed within a quarter of an hour.
             Self::Misconfigured | Self::Suspended => (Duration::from_secs(60), Duration::from_secs(900)),
             Self::Elsewhere => (Duration::from_secs(1), Duration::from_secs(1)),

@@ -28,6 +28,8 @@ const CAPACITY: u64 = 200_000;
 const SETS: u64 = 10_000;
 /// No look-up in the store takes longer.
 const LONGEST_LOOKUP: Duration = Duration::from_secs(300);
+/// A store that takes a note no faster is in trouble.
+const LONGEST_NOTE: Duration = Duration::from_secs(1);
 
 /// A bearer's grant, compiled for the judge.
 #[derive(Debug)]
@@ -143,8 +145,9 @@ impl Bearers {
             return Ok(None);
         }
         // Its first use ends the grace of the refresh token before it (`custody.md`, "Our own tokens"). Where
-        // that cannot be written the grace runs out by itself, and the app's request need not fail for it.
-        if let Err(error) = self.store.successor_used(token).await {
+        // that cannot be written the grace runs out by itself, and the app's request need not fail or wait for it.
+        let noted = tokio::time::timeout(LONGEST_NOTE, self.store.successor_used(token)).await;
+        if let Err(error) = noted.unwrap_or_else(|_| Err(StoreError::Unavailable("it takes too long".into()))) {
             tracing::warn!(grant = %grant.id, %error, "the grace of a superseded refresh token is not ended by use");
         }
         seen(&grant);

@@ -211,8 +211,14 @@ impl Writer {
     /// One transaction over `first` and what is queued. An error has reached each caller already.
     async fn group(&mut self, first: Box<dyn Operation>) -> StoreResult<()> {
         let began = Instant::now();
+        let waited = self.queue.len();
         if let Err(error) = self.tell("BEGIN IMMEDIATE").await {
             first.answer(Err(error.clone()));
+            // Who has waited as long is told as well: each on its own would wait through all the others' tries.
+            for _ in 0..waited {
+                let Ok(operation) = self.queue.try_recv() else { break };
+                operation.answer(Err(error.clone()));
+            }
             return Err(error);
         }
         let mut done: Vec<Box<dyn Operation>> = Vec::new();

@@ -86,6 +86,26 @@ async fn a_read_only_file_takes_no_writes() {
     assert!(numbers(&engine).await.is_empty());
 }
 
+/// Each is told after one wait for the lock, or two, not after all the others'.
+#[tokio::test]
+async fn who_waits_for_a_lock_does_not_wait_for_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SqliteConnectOptions::new()
+        .filename(dir.path().join("t.db"))
+        .create_if_missing(true)
+        .busy_timeout(std::time::Duration::from_millis(500));
+    let engine = engine(options.clone(), &[TABLE]).await;
+    let mut beside = options.connect().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut beside).await.unwrap();
+    let began = std::time::Instant::now();
+    let added = join_all((0..100).map(|n| add(&engine, n, 1))).await;
+    assert!(added.iter().all(|it| matches!(it, Err(StoreError::Unavailable(_)))));
+    assert!(began.elapsed().as_secs() < 10, "{:?} instead of a second", began.elapsed());
+    sqlx::query("ROLLBACK").execute(&mut beside).await.unwrap();
+    add(&engine, 1, 1).await.unwrap();
+    assert_eq!(numbers(&engine).await, [1]);
+}
+
 /// Only so is a commit on the disk when it returns (https://www.sqlite.org/pragma.html#pragma_synchronous).
 #[tokio::test]
 async fn each_commit_is_synced() {
