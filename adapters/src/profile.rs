@@ -258,11 +258,13 @@ pub struct Budget {
     pub concurrent: Option<u32>,
     /// Requests a minute; none = unlimited.
     pub per_minute: Option<u32>,
+    /// Refreshes a minute that nobody waits for, of each gateway process; none = as many as there is room for.
+    pub refreshes_per_minute: Option<u32>,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { per: BudgetScope::Site, concurrent: None, per_minute: None }
+        Self { per: BudgetScope::Site, concurrent: None, per_minute: None, refreshes_per_minute: None }
     }
 }
 

@@ -27,8 +27,8 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::{Config, CustodyMode},
     custody::{
-        Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer, RefreshOutcome,
-        SessionLimits, Spill, SpillEvent, TokenEndpoint,
+        Budget, Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
+        RefreshOutcome, SessionLimits, Spill, SpillEvent, TokenEndpoint,
     },
     edge::{
         listen::{self, Settings},
@@ -47,7 +47,7 @@ use crate::{
         rotation::SealRotation, sealing::Sealer,
     },
     telemetry::{AccessLog, Metrics, traces::Traces},
-    upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome},
+    upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome, refresh_share},
 };
 
 /// What a gateway takes from its surroundings; tests hand in their own.
@@ -335,6 +335,19 @@ impl Policies for Words {
             session,
             cold_for: app.session_idle,
         })
+    }
+
+    fn budget(&self, grant: &Grant) -> Budget {
+        let config = self.config.load();
+        let registration = config.registrations.get(&grant.registration);
+        let (Some(site), Some(registration)) = (config.sites.get(&grant.site), registration) else {
+            return Budget { shared_by: grant.site.as_str().into(), at_once: 1, per_minute: None };
+        };
+        let client_id = registration.client_of(&grant.fingerprint).map_or("", |(client_id, _)| client_id);
+        let (shared_by, at_once) = refresh_share(site, client_id);
+        let limits = &site.profile.budget;
+        let per_minute = [limits.refreshes_per_minute, limits.per_minute].into_iter().flatten().min();
+        Budget { shared_by: shared_by.into(), at_once, per_minute }
     }
 
     /// What the EHR's token can do may change with each refresh, and with it whether the EHR confines.

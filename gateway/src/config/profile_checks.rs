@@ -187,7 +187,11 @@ fn check_lists(checks: &Checks<'_>, profile: &Profile) {
     {
         checks.context.fault(&path, "an empty list", "at least one of \"patient\", \"fhirUser\", \"claim:NAME\"");
     }
-    for (name, number) in [("concurrent", profile.budget.concurrent), ("per_minute", profile.budget.per_minute)] {
+    for (name, number) in [
+        ("concurrent", profile.budget.concurrent),
+        ("per_minute", profile.budget.per_minute),
+        ("refreshes_per_minute", profile.budget.refreshes_per_minute),
+    ] {
         if number == Some(0)
             && let Some(path) = checks.says(&["budget", name])
         {

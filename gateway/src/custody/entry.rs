@@ -34,6 +34,8 @@ struct Held {
 
 pub(super) struct Entry {
     pub id: GrantId,
+    /// The budget that its refreshes share.
+    pub budget: Arc<str>,
     held: ArcSwap<Held>,
     /// Last use in nanoseconds since `born`, plus one; zero: none.
     used: AtomicU64,
@@ -102,9 +104,10 @@ pub(super) fn rules(policy: Option<&GrantPolicy>, among: Among) -> Rules {
 }
 
 impl Entry {
-    pub(super) fn new(grant: &Grant, rules: Rules, state: State, now: Instant) -> Self {
+    pub(super) fn new(grant: &Grant, budget: Arc<str>, rules: Rules, state: State, now: Instant) -> Self {
         Self {
             id: grant.id,
+            budget,
             held: ArcSwap::from_pointee(Held::of(grant, &state.times)),
             used: AtomicU64::new(0),
             born: now,
@@ -191,6 +194,18 @@ impl Entry {
             self.held.store(Arc::new(Held::of(grant, &times)));
         }
         self.idle_intent.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the wheel would start a refresh now, and the last use.
+    pub(super) fn would_fly(&self, now: Instant) -> Option<Instant> {
+        let guts = self.guts();
+        let mut state = guts.state;
+        let flies = state.step(&guts.rules, Event::Woken, now) == Action::Fly;
+        flies.then(|| state.last_use())
+    }
+
+    pub(super) fn last_use(&self) -> Instant {
+        self.guts().state.last_use()
     }
 
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {

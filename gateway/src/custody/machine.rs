@@ -481,7 +481,7 @@ impl State {
     }
 
     /// After a start the last use is not known: it counts from then.
-    fn last_use(&self) -> Instant {
+    pub fn last_use(&self) -> Instant {
         self.used.unwrap_or(self.times.received)
     }
 

@@ -11,6 +11,7 @@
 //! `machine` and, of refused tokens, `deaths` decide; `outcome` is the table of ends; `lease` and `refresh` carry out; the
 //! rest is here.
 
+mod budget;
 mod deaths;
 mod entry;
 mod flights;
@@ -24,7 +25,7 @@ mod suspects;
 mod usage;
 mod wheel;
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use mantel_adapters::{
@@ -34,19 +35,21 @@ use mantel_adapters::{
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::{
+    budget::Budget,
+    machine::Cause,
+    outcome::RefreshOutcome,
+    spill::{Spill, SpillFault},
+    wheel::Wheel,
+};
 use self::{
+    budget::{Budgets, Room},
     entry::{Among, Entry, Table},
     flights::{Flights, Seat},
     machine::{Action, Event},
     refresh::Job,
     replay::Pending,
     suspects::Suspects,
-};
-pub use self::{
-    machine::Cause,
-    outcome::RefreshOutcome,
-    spill::{Spill, SpillFault},
-    wheel::Wheel,
 };
 use crate::{
     clock::{Instant, SharedClock},
@@ -144,6 +147,11 @@ pub struct GrantPolicy {
 pub trait Policies: Send + Sync {
     /// None: its site or registration is no longer configured.
     fn of(&self, grant: &Grant) -> Option<GrantPolicy>;
+
+    /// What bounds the refreshes of a grant that nobody waits for.
+    fn budget(&self, grant: &Grant) -> Budget {
+        Budget { shared_by: grant.site.as_str().into(), at_once: AT_ONCE, per_minute: None }
+    }
 
     /// What a refresh that was answered with `scope` changes in what the grant is about.
     fn learnt(&self, grant: &Grant, scope: &str) -> Option<GrantFacts>;
@@ -249,6 +257,7 @@ struct Inner {
     wheel: Wheel,
     suspects: Suspects,
     pending: Pending,
+    budgets: Budgets,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -262,6 +271,10 @@ const PAGE: u32 = 500;
 
 /// What a caller is told whose own deadline came first.
 const SOON: Duration = Duration::from_secs(1);
+
+/// Refreshes of one site under way that nobody waits for, where nothing else is said: an EHR that answers within a second
+/// renews a hundred thousand grants in an hour.
+const AT_ONCE: usize = 32;
 
 /// When to ask again where another grant's renewal may help.
 const RELIEF: Duration = Duration::from_secs(30);
@@ -281,6 +294,7 @@ impl Custody {
             wheel: Wheel::default(),
             suspects: Suspects::default(),
             pending: Pending::new(spill),
+            budgets: Budgets::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -459,7 +473,8 @@ impl Inner {
         if overlaid.is_some() {
             Self::hold_for_replay(&mut state);
         }
-        let entry = self.table.enter(Entry::new(grant, rules, state, now));
+        let budget = self.budgets.known(self.context.policies.budget(grant));
+        let entry = self.table.enter(Entry::new(grant, budget, rules, state, now));
         if entry.generation() < grant.generation {
             let age = grant.tokens.received.until(wall);
             match overlaid {
@@ -515,9 +530,17 @@ impl Inner {
     }
 
     fn start(self: &Arc<Self>, entry: &Arc<Entry>, flight: u64, job: Job) -> Seat<Flown> {
+        let room = self.budgets.begin(&entry.budget, self.now());
+        self.start_in(entry, flight, job, room)
+    }
+
+    fn start_in(self: &Arc<Self>, entry: &Arc<Entry>, flight: u64, job: Job, room: Room) -> Seat<Flown> {
         self.wheel.set(entry.id, None);
         let (inner, entry) = (self.clone(), entry.clone());
-        self.flights.join((entry.id, flight), || inner.fly(entry, job))
+        self.flights.join((entry.id, flight), || async move {
+            let _room = room;
+            inner.fly(entry, job).await
+        })
     }
 
     // ---- what happens though nobody asks ---------------------------------------------------------------
@@ -527,7 +550,14 @@ impl Inner {
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                due = self.wheel.due() => {
+                mut due = self.wheel.due() => {
+                    // Who comes first gets the room that there is.
+                    due.sort_by_cached_key(|id| Reverse(self.table.get(*id).map(|entry| entry.last_use())));
+                    for id in due {
+                        self.wake(id).await;
+                    }
+                }
+                due = self.budgets.due() => {
                     for id in due {
                         self.wake(id).await;
                     }
@@ -544,9 +574,19 @@ impl Inner {
             Err(_) => return self.wheel.set_if_none(id, self.now() + Duration::from_secs(5)),
         };
         let now = self.now();
+        let mut room = None;
+        if let Some(used) = entry.would_fly(now) {
+            room = self.budgets.ask(&entry.budget, id, used, now);
+            if room.is_none() {
+                return;
+            }
+        }
         let (action, flight) = entry.step(Event::Woken, now);
         match action {
-            Action::Fly => drop(self.start(&entry, flight, Job::Refresh)),
+            Action::Fly => {
+                let room = room.unwrap_or_else(|| self.budgets.begin(&entry.budget, now));
+                drop(self.start_in(&entry, flight, Job::Refresh, room));
+            }
             Action::End(reason) => drop(self.start(&entry, flight, Job::End(reason))),
             Action::Sleep(at) => self.wheel.set(id, Some(at)),
             _ => {}

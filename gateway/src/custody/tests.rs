@@ -4,6 +4,7 @@ mod deaths;
 mod doubt;
 mod ends;
 mod flow;
+mod herd;
 mod lease;
 mod many;
 mod spill;

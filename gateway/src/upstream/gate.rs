@@ -116,6 +116,16 @@ impl Drop for Permit {
     }
 }
 
+/// What a site's refreshes share that nobody waits for: its name, and how many may be under way.
+pub fn refresh_share(site: &Site, client_id: &str) -> (String, usize) {
+    let shared_by = match BudgetKey::of(site, Some(client_id)) {
+        BudgetKey::Site(id) => format!("site {id}"),
+        BudgetKey::Authority(authority) => format!("authority {authority}"),
+        BudgetKey::Client(vendor, id) => format!("client {vendor} {id}"),
+    };
+    (shared_by, auth_share(concurrency(site)))
+}
+
 /// What shares a vendor's limits (`budget.per`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum BudgetKey {

@@ -37,7 +37,7 @@ pub use client::{ClientContext, Clients, Identities, NotSent, SendError, SiteLin
 pub use discovery::{Discovered, Discovery, DiscoveryError};
 pub use ehrs::{Ehrs, TakeOnFault};
 pub use fetch::{FetchError, FetchLimits, Fetched, fetch};
-pub use gate::{Gates, Lane, Permit, SiteGate};
+pub use gate::{Gates, Lane, Permit, SiteGate, refresh_share};
 pub use guard::{Guard, RefusedAddress};
 pub use jwks::{Jwks, JwksError, lifetime};
 pub use keys::{KeyFault, SigningSets};

@@ -203,6 +203,18 @@ impl Town {
         self.landed().await;
     }
 
+    /// Gives what is under way room to go on, to the store and back.
+    pub async fn settle(&self) {
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+        // The store answers after whatever was asked of it before.
+        self.store.ping().await.unwrap();
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Waits until no flight is under way.
     pub async fn landed(&self) {
         while !self.custody.0.flights.is_empty() {
