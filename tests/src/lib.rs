@@ -8,3 +8,4 @@ pub mod ehr;
 pub mod harness;
 pub mod ports;
 pub mod sandbox;
+pub mod storm;

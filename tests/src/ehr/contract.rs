@@ -124,6 +124,10 @@ pub struct Switches {
     pub smart_configuration: Option<bool>,
     /// Access tokens are 2 KB JWTs.
     pub jwt_tokens: Option<bool>,
+    /// Oracle: seconds between two refreshes of one grant.
+    pub min_refresh_interval: Option<u32>,
+    /// athenaOne: token requests of all apps.
+    pub token_requests_per_minute: Option<u32>,
     /// Largest `_count`.
     pub page_size: Option<usize>,
 }

@@ -104,12 +104,14 @@ impl Options {
             "patient_by_id" => switches.patient_by_id = Some(flag()?),
             "smart_configuration" => switches.smart_configuration = Some(flag()?),
             "jwt_tokens" => switches.jwt_tokens = Some(flag()?),
+            "min_refresh_interval" => switches.min_refresh_interval = Some(u32::try_from(number()?)?),
+            "token_requests_per_minute" => switches.token_requests_per_minute = Some(u32::try_from(number()?)?),
             "page_size" => switches.page_size = Some(usize::try_from(number()?)?),
             "fhir_user_fails" => self.fhir_user_fails = flag()?,
             other => bail!(
                 "there is no switch {other:?}; there are access_lifetime, rotation, record_v1, odd_scopes, \
                  hide_offline_access, banner_as_string, provider_picker, patient_by_id, smart_configuration, \
-                 jwt_tokens, page_size, fhir_user_fails"
+                 jwt_tokens, min_refresh_interval, token_requests_per_minute, page_size, fhir_user_fails"
             ),
         }
         Ok(())

@@ -103,6 +103,11 @@ impl Simulator {
         self.ahead.fetch_add(milliseconds, Relaxed);
     }
 
+    /// The code of the tag that all data of this patient carries, at either host.
+    pub fn mark(&self, patient: &str) -> Option<String> {
+        self.main.mark(patient)
+    }
+
     fn fhir(&self, host: Host) -> &FhirServer {
         self.patients.as_ref().filter(|_| host == Host::Patients).unwrap_or(&self.main)
     }

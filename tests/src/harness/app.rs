@@ -5,10 +5,11 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use http::Method;
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{APP, APP_SECRET, Answer, CALLBACK, SECRET_APP, get, post_form};
+use super::{APP, APP_SECRET, Answer, CALLBACK, SECRET_APP, call, get};
 use crate::ehr::{
     auth::client::Persona,
     jwt::{random, s256},
@@ -115,6 +116,14 @@ impl App {
         through(visitor, ehr, page).await
     }
 
+    /// A whole standalone launch by the user of this name.
+    pub async fn launch_as(&self, username: &str) -> Result<Tokens> {
+        let mut visitor = visitor();
+        let page = visitor.get(&self.url(&[])?).await?;
+        let back = through_as(&mut visitor, username, page).await?;
+        self.redeem(&self.code(&back)?).await
+    }
+
     /// A whole standalone launch.
     pub async fn launch(&self, ehr: &Running) -> Result<Tokens> {
         let back = self.authorize(&mut visitor(), ehr, &[]).await?;
@@ -170,13 +179,24 @@ impl App {
         self.post(all).await
     }
 
-    async fn post(&self, mut pairs: Vec<(&str, &str)>) -> Result<Answer> {
-        let basic = format!("Basic {}", STANDARD.encode(format!("{}:{APP_SECRET}", self.client_id)));
+    async fn post(&self, pairs: Vec<(&str, &str)>) -> Result<Answer> {
+        let (headers, body) = self.token_request(&pairs);
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        call(Method::POST, &self.token, &headers, &body).await
+    }
+
+    /// Headers and body of a token request with these parameters, as this app authenticates.
+    pub fn token_request(&self, pairs: &[(&str, &str)]) -> (Vec<(&'static str, String)>, String) {
+        let mut headers = vec![("content-type", "application/x-www-form-urlencoded".to_owned())];
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.extend_pairs(pairs);
         if self.client_id == SECRET_APP {
-            return post_form(&self.token, &[("authorization", &basic)], &pairs).await;
+            let basic = STANDARD.encode(format!("{}:{APP_SECRET}", self.client_id));
+            headers.push(("authorization", format!("Basic {basic}")));
+        } else {
+            form.append_pair("client_id", &self.client_id);
         }
-        pairs.push(("client_id", &self.client_id));
-        post_form(&self.token, &[], &pairs).await
+        (headers, form.finish())
     }
 }
 
@@ -192,15 +212,19 @@ pub fn visitor() -> Visitor {
     Visitor::new().stop_at(CALLBACK).stop_at(super::LAUNCH_URL)
 }
 
-/// Goes through an EHR's pages as its user: signs in, chooses the first patient, approves.
-pub async fn through(visitor: &mut Visitor, ehr: &Running, mut page: Page) -> Result<Url> {
+/// Goes through an EHR's pages as one of its patients.
+pub async fn through(visitor: &mut Visitor, ehr: &Running, page: Page) -> Result<Url> {
+    through_as(visitor, &user(ehr)?, page).await
+}
+
+/// Goes through an EHR's pages: signs in, chooses the first patient, approves.
+async fn through_as(visitor: &mut Visitor, username: &str, mut page: Page) -> Result<Url> {
     for _ in 0..8 {
         if let Some(to) = page.redirect() {
             return Ok(to);
         }
         page = if page.has_button("sign-in") {
-            let user = user(ehr)?;
-            visitor.sign_in(&page, &user).await?
+            visitor.sign_in(&page, username).await?
         } else if page.has_button("approve") {
             visitor.press(&page, "approve", &[]).await?
         } else if let Some(button) =

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
+use tempfile::TempDir;
 
 use super::{
     APP, Ehr, Gateway, SCOPES, SECRET_APP, config,
@@ -73,6 +74,8 @@ pub struct Node {
     pub address: SocketAddr,
     // Dropped after the gateway, which lives on it.
     disk: Option<Disk>,
+    /// Its clock's file, which is written though its disk is full.
+    clock: Option<TempDir>,
 }
 
 pub struct Cluster {
@@ -142,18 +145,25 @@ impl Cluster {
             };
             config::write(dir.path(), &server, &sites)?;
             let mut gateway = Gateway::new(public.clone(), format!("http://127.0.0.1:{admin_port}"), dir)?;
+            if plan.small_disks {
+                gateway.log_elsewhere()?;
+                if disk.is_none() {
+                    gateway.expect_limited_files();
+                }
+            }
+            let mut clock = None;
             if plan.own_clocks
                 && let Some(library) = clock_library()
             {
-                let file = gateway.dir().join("clock");
-                std::fs::write(&file, "+0")?;
+                let (dir, file) = clock_file()?;
                 gateway.set_environment("LD_PRELOAD", library);
                 gateway.set_environment("FAKETIME_TIMESTAMP_FILE", file);
                 // Deadlines go by the monotonic clock, which no administrator can set.
                 gateway.set_environment("DONT_FAKE_MONOTONIC", "1");
                 gateway.set_environment("FAKETIME_CACHE_DURATION", "1");
+                clock = Some(dir);
             }
-            nodes.push(Node { gateway, address: (Ipv4Addr::LOCALHOST, port).into(), disk });
+            nodes.push(Node { gateway, address: (Ipv4Addr::LOCALHOST, port).into(), disk, clock });
         }
         front.lead_to(nodes.iter().map(|node| node.address));
         try_join_all(nodes.iter_mut().map(|node| async {
@@ -235,13 +245,24 @@ impl Node {
     /// # Errors
     /// When it has no clock of its own.
     pub fn set_clock(&self, seconds: i64) -> Result<()> {
-        let file = self.gateway.dir().join("clock");
-        ensure!(file.is_file(), "no clock of its own: `faketime` is not installed, or the plan did not ask");
+        let clock = self.clock.as_ref();
+        let clock = clock.context("no clock of its own: `faketime` is not installed, or the plan did not ask")?;
+        let file = clock.path().join(CLOCK);
         // Renamed into place, or it could be read half written.
         let next = file.with_extension("next");
         std::fs::write(&next, format!("{seconds:+}"))?;
         Ok(std::fs::rename(next, file)?)
     }
+}
+
+/// The file's name in its directory.
+const CLOCK: &str = "clock";
+
+fn clock_file() -> Result<(TempDir, PathBuf)> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join(CLOCK);
+    std::fs::write(&file, "+0")?;
+    Ok((dir, file))
 }
 
 /// Debian's package `faketime`.

@@ -24,6 +24,8 @@ pub struct Gateway {
     dir: TempDir,
     environment: BTreeMap<String, OsString>,
     limited_files: bool,
+    /// Where its logs go; none: into `dir`.
+    logs: Option<TempDir>,
     child: Option<Child>,
 }
 
@@ -40,6 +42,7 @@ impl Gateway {
             dir,
             environment: BTreeMap::new(),
             limited_files: false,
+            logs: None,
             child: None,
         })
     }
@@ -58,6 +61,25 @@ impl Gateway {
         self.environment.insert(name.to_owned(), value.into());
     }
 
+    /// Its logs go to another disk than its files.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn log_elsewhere(&mut self) -> Result<()> {
+        self.logs = Some(tempfile::tempdir()?);
+        Ok(())
+    }
+
+    /// The file of `events.log` or `access.log`.
+    pub fn log_file(&self, name: &str) -> PathBuf {
+        self.logs.as_ref().unwrap_or(&self.dir).path().join(name)
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.as_mut().map(Child::try_wait).transpose()?.flatten().is_some())
+    }
+
     /// The next process outlives a limit on its files' size: a write fails then, and no signal ends it.
     pub fn expect_limited_files(&mut self) {
         self.limited_files = true;
@@ -71,7 +93,7 @@ impl Gateway {
 
     /// Starts the process.
     pub fn launch(&mut self) -> Result<()> {
-        let open = |name: &str| File::options().create(true).append(true).open(self.dir.path().join(name));
+        let open = |name: &str| File::options().create(true).append(true).open(self.log_file(name));
         // What is ignored stays so in what `exec` starts.
         let mut command = if self.limited_files { Command::new("sh") } else { Command::new(&self.binary) };
         if self.limited_files {
@@ -160,7 +182,7 @@ impl Gateway {
 
     /// `events.log` or `access.log`.
     pub fn log(&self, name: &str) -> Result<String> {
-        Ok(String::from_utf8_lossy(&std::fs::read(self.dir.path().join(name))?).into_owned())
+        Ok(String::from_utf8_lossy(&std::fs::read(self.log_file(name))?).into_owned())
     }
 
     /// A site's FHIR base.

@@ -4,7 +4,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -50,6 +50,7 @@ struct Shared {
     /// Raised at each reset of all connections.
     resets: watch::Sender<u64>,
     losses: Mutex<Option<Losses>>,
+    lost_at: Mutex<Vec<i64>>,
     counts: Counts,
 }
 
@@ -63,7 +64,6 @@ struct Losses {
 struct Counts {
     connections: AtomicU64,
     reset: AtomicU64,
-    lost: AtomicU64,
 }
 
 /// What a wire has seen so far.
@@ -93,6 +93,7 @@ impl Wire {
             conduct: watch::Sender::new(Conduct::OPEN),
             resets: watch::Sender::new(0),
             losses: Mutex::new(None),
+            lost_at: Mutex::default(),
             counts: Counts::default(),
         });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -138,12 +139,17 @@ impl Wire {
         *lock(&self.shared.losses) = Some(Losses { to: to.as_bytes().to_vec(), times });
     }
 
+    /// When answers were swallowed, in milliseconds since 1970.
+    pub fn lost_at(&self) -> Vec<i64> {
+        lock(&self.shared.lost_at).clone()
+    }
+
     pub fn seen(&self) -> Seen {
         let counts = &self.shared.counts;
         Seen {
             connections: counts.connections.load(Relaxed),
             reset: counts.reset.load(Relaxed),
-            lost: counts.lost.load(Relaxed),
+            lost: u64::try_from(lock(&self.shared.lost_at).len()).unwrap_or(u64::MAX),
         }
     }
 }
@@ -195,18 +201,24 @@ async fn carry(mut near: TcpStream, mut resets: watch::Receiver<u64>, shared: Ar
         return;
     };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    let doomed = watch::Sender::new(false);
+    let doomed = AtomicBool::new(false);
     let end = {
         let (mut near_read, mut near_write) = near.split();
         let (mut far_read, mut far_write) = far.split();
         let both = async {
             let up = pump(&mut near_read, &mut far_write, &shared, |piece| {
                 if shared.strikes(piece) {
-                    doomed.send_replace(true);
+                    doomed.store(true, Relaxed);
                 }
                 true
             });
-            let down = pump(&mut far_read, &mut near_write, &shared, |_| !*doomed.borrow());
+            let down = pump(&mut far_read, &mut near_write, &shared, |_| {
+                let lost = doomed.load(Relaxed);
+                if lost {
+                    lock(&shared.lost_at).push(jiff::Timestamp::now().as_millisecond());
+                }
+                !lost
+            });
             tokio::try_join!(up, down)
         };
         tokio::select! {
@@ -214,9 +226,6 @@ async fn carry(mut near: TcpStream, mut resets: watch::Receiver<u64>, shared: Ar
             _ = resets.changed() => Err(Reset),
         }
     };
-    if *doomed.borrow() {
-        shared.counts.lost.fetch_add(1, Relaxed);
-    }
     if end.is_err() {
         shared.counts.reset.fetch_add(1, Relaxed);
         let _ = (near.set_zero_linger(), far.set_zero_linger());

@@ -12,3 +12,4 @@ pub mod victim;
 pub use account::Report;
 pub use count::Instant;
 pub use driver::{Options, run};
+pub use endpoint::Die;

@@ -112,8 +112,10 @@ impl Rules {
             },
             scope_needed_on_refresh: vendor == Vendor::Athena && !strict,
             refresh_unasked: athena && strict,
-            min_refresh_interval: if oracle { MINUTE } else { 0 },
-            token_requests_per_minute: (vendor == Vendor::Athena).then_some(200),
+            min_refresh_interval: switches
+                .min_refresh_interval
+                .map_or(if oracle { MINUTE } else { 0 }, |seconds| i64::from(seconds) * 1000),
+            token_requests_per_minute: switches.token_requests_per_minute.or((vendor == Vendor::Athena).then_some(200)),
             max_authorize_url: if epic { 2000 } else { 16_000 },
             max_scopes: if oracle { 100 } else { usize::MAX },
             record_v1: switches.record_v1,

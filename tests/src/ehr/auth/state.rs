@@ -132,7 +132,8 @@ pub struct AccessToken {
 pub struct RefreshToken {
     pub grant: u64,
     pub generation: u64,
-    pub uses: u64,
+    /// When it was presented, refused or not.
+    pub presented: Vec<i64>,
     pub spent: bool,
 }
 
@@ -143,6 +144,10 @@ pub struct GrantView {
     pub client_id: String,
     pub username: Option<String>,
     pub patient: Option<String>,
+    /// Milliseconds since 1970, as are all of these.
+    pub started: i64,
+    /// When the newest access token ends.
+    pub access_until: i64,
     pub generation: u64,
     pub refreshes: u64,
     /// How often a spent refresh token of it was used.
@@ -160,6 +165,8 @@ pub struct RefreshView {
     pub generation: u64,
     /// How often it was presented, refused or not.
     pub uses: u64,
+    /// When, in milliseconds since 1970 by the EHR's clock.
+    pub presented: Vec<i64>,
     pub spent: bool,
 }
 
@@ -229,8 +236,9 @@ impl State {
         }
         let mut refresh: HashMap<u64, Vec<RefreshView>> = HashMap::new();
         for token in self.refresh.values() {
-            let RefreshToken { grant, generation, uses, spent } = *token;
-            refresh.entry(grant).or_default().push(RefreshView { generation, uses, spent });
+            let RefreshToken { grant, generation, ref presented, spent } = *token;
+            let view = RefreshView { generation, uses: presented.len() as u64, presented: presented.clone(), spent };
+            refresh.entry(grant).or_default().push(view);
         }
         refresh.values_mut().for_each(|tokens| tokens.sort_by_key(|token| token.generation));
         let view = |(id, grant): (&u64, &Grant)| GrantView {
@@ -238,6 +246,8 @@ impl State {
             client_id: grant.client_id.clone(),
             username: grant.user.as_ref().map(|user| user.username.clone()),
             patient: grant.patient.clone(),
+            started: grant.started,
+            access_until: grant.access_until,
             generation: grant.generation,
             refreshes: grant.refreshes,
             reuses: grant.reuses,

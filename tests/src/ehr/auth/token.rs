@@ -148,7 +148,7 @@ impl AuthServer {
         let mut state = self.state();
         let token = state.refresh.get_mut(text).ok_or((Refusal::refresh("unknown refresh token"), None))?;
         let (id, spent) = (token.grant, token.spent);
-        token.uses += 1;
+        token.presented.push(call.now);
         let grant = state.grants.get_mut(&id).ok_or((Refusal::refresh("its grant is gone"), None))?;
         if grant.client_id != client.client_id {
             return Err((Refusal::refresh("another app's refresh token"), None));
@@ -331,7 +331,7 @@ impl AuthServer {
 
     fn new_refresh(&self, state: &mut State, grant: u64, generation: u64) -> String {
         let text = random::<48>();
-        state.refresh.insert(text.clone(), RefreshToken { grant, generation, uses: 0, spent: false });
+        state.refresh.insert(text.clone(), RefreshToken { grant, generation, presented: Vec::new(), spent: false });
         if let Some(grant) = state.grants.get_mut(&grant) {
             grant.generation = generation;
         }
