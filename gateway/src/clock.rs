@@ -1,7 +1,13 @@
 //! The two clocks. Wall time is for what is stored and for what protocols carry (`exp`, `Date`);
 //! deadlines and leases use monotonic time, so that a stepped clock breaks nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 pub use tokio::time::Instant;
@@ -88,16 +94,24 @@ impl Clock for SystemClock {
 pub struct TestClock {
     start: Timestamp,
     at: Instant,
+    /// Milliseconds that it was set back.
+    back: AtomicI64,
 }
 
 impl TestClock {
     pub fn new(start: Timestamp) -> Self {
-        Self { start, at: Instant::now() }
+        Self { start, at: Instant::now(), back: AtomicI64::new(0) }
+    }
+
+    /// As an administrator would.
+    pub fn set_back(&self, by: Duration) {
+        self.back.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        self.start.after(self.at.elapsed())
+        let Timestamp(now) = self.start.after(self.at.elapsed());
+        Timestamp(now - self.back.load(Ordering::Relaxed))
     }
 }

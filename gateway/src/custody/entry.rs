@@ -55,6 +55,24 @@ struct Guts {
     flight: u64,
     /// When its use was last noted in the store.
     noted: Option<Instant>,
+    intent: Option<KnownIntent>,
+}
+
+/// How old an intent was when this process first knew of it: from then on it ages by the monotonic clock. A wall
+/// clock that is set back would make a doubt last as long as it is behind.
+struct KnownIntent {
+    since: Timestamp,
+    age: Duration,
+    at: Instant,
+}
+
+/// What a step says of the flight that it starts or that is under way.
+#[derive(Clone, Copy)]
+pub(super) struct Flight {
+    /// The key of it, for its grant.
+    pub number: u64,
+    /// Which tokens were looked at: newer ones need what was decided of these no more.
+    pub generation: i64,
 }
 
 /// A grant's rules and state as the store has it.
@@ -104,7 +122,18 @@ pub(super) fn rules(policy: Option<&GrantPolicy>, among: Among) -> Rules {
 }
 
 impl Entry {
-    pub(super) fn new(grant: &Grant, budget: Arc<str>, rules: Rules, state: State, now: Instant) -> Self {
+    pub(super) fn new(
+        grant: &Grant,
+        budget: Arc<str>,
+        rules: Rules,
+        state: State,
+        wall: Timestamp,
+        now: Instant,
+    ) -> Self {
+        let intent = match grant.state {
+            GrantState::InDoubt { since, .. } => Some(KnownIntent { since, age: since.until(wall), at: now }),
+            _ => None,
+        };
         Self {
             id: grant.id,
             budget,
@@ -112,7 +141,7 @@ impl Entry {
             used: AtomicU64::new(0),
             born: now,
             about: AtomicU64::new(about(grant)),
-            guts: Mutex::new(Guts { state, rules, flight: 0, noted: None }),
+            guts: Mutex::new(Guts { state, rules, flight: 0, noted: None, intent }),
             idle_intent: AtomicBool::new(false),
         }
     }
@@ -147,8 +176,21 @@ impl Entry {
         self.used.fetch_max(nanos + 1, Ordering::Relaxed);
     }
 
-    /// One step of the machine, and the number of the flight that it speaks of.
-    pub(super) fn step(&self, event: Event, now: Instant) -> (Action, u64) {
+    /// How old the intent of that time is.
+    pub(super) fn age_of_intent(&self, since: Timestamp, wall: Timestamp, now: Instant) -> Duration {
+        let mut guts = self.guts();
+        match &guts.intent {
+            Some(known) if known.since == since => known.age + now.saturating_duration_since(known.at),
+            _ => {
+                let age = since.until(wall);
+                guts.intent = Some(KnownIntent { since, age, at: now });
+                age
+            }
+        }
+    }
+
+    /// One step of the machine, and the flight that it speaks of.
+    pub(super) fn step(&self, event: Event, now: Instant) -> (Action, Flight) {
         let mut guts = self.guts();
         let Guts { state, rules, flight, .. } = &mut *guts;
         let action = state.step(rules, event, now);
@@ -163,7 +205,8 @@ impl Entry {
                 expires: now,
             }));
         }
-        (action, *flight)
+        // Under the lock: nothing newer is taken up between the two.
+        (action, Flight { number: *flight, generation: self.held.load().generation })
     }
 
     /// New tokens, stored before: from now on they are served. `age`: since the EHR's answer.

@@ -69,7 +69,10 @@ impl Inner {
             let begun =
                 self.context.store.begin_refresh(grant.id, grant.generation, self.context.replicas.me(), wall).await;
             let lease = match begun {
-                Ok(Begun::Won { fence }) => return Ok(Intent { attempt: Attempt::First, fence: Some(fence) }),
+                Ok(Begun::Won { fence }) => {
+                    entry.age_of_intent(wall, wall, self.now());
+                    return Ok(Intent { attempt: Attempt::First, fence: Some(fence) });
+                }
                 Ok(Begun::Lost(lease)) => lease,
                 Ok(Begun::Moved(grant)) => {
                     self.count(case, RefreshOutcome::Moved);
@@ -166,7 +169,8 @@ impl Inner {
     /// seen to stand still; it is taken over only to act.
     async fn doubt(&self, entry: &Entry, case: &Case, lease: Lease, known: Unfinished) -> Result<Doubtful, Landing> {
         let (now, wall) = (self.now(), self.context.clock.now());
-        let doubt = Doubt::new(&case.rules, entry.serves_until(), known.since.until(wall), now);
+        let age = entry.age_of_intent(known.since, wall, now);
+        let doubt = Doubt::new(&case.rules, entry.serves_until(), age, now);
         if !doubt.in_grace(now) && now < doubt.try_at {
             return if doubt.look_at <= now {
                 Ok(Doubtful::Wait(doubt.try_at))

@@ -44,7 +44,7 @@ pub use self::{
 };
 use self::{
     budget::{Budgets, Room},
-    entry::{Among, Entry, Table},
+    entry::{Among, Entry, Flight, Table},
     flights::{Flights, Seat},
     machine::{Action, Event},
     refresh::Job,
@@ -474,7 +474,7 @@ impl Inner {
             Self::hold_for_replay(&mut state);
         }
         let budget = self.budgets.known(self.context.policies.budget(grant));
-        let entry = self.table.enter(Entry::new(grant, budget, rules, state, now));
+        let entry = self.table.enter(Entry::new(grant, budget, rules, state, wall, now));
         if entry.generation() < grant.generation {
             let age = grant.tokens.received.until(wall);
             match overlaid {
@@ -512,7 +512,7 @@ impl Inner {
                 Action::End(reason) => Some(self.start(entry, flight, Job::End(reason))),
                 Action::Join => {
                     self.context.events.joined();
-                    self.flights.find(&(entry.id, flight))
+                    self.flights.find(&(entry.id, flight.number))
                 }
                 Action::Unavailable { cause, after } => return Err(CustodyFault::of(cause, after.max(SOON))),
                 Action::Over(reason) => return Err(CustodyFault::Ended(reason)),
@@ -529,17 +529,17 @@ impl Inner {
         Err(CustodyFault::Unavailable { retry_after: SOON })
     }
 
-    fn start(self: &Arc<Self>, entry: &Arc<Entry>, flight: u64, job: Job) -> Seat<Flown> {
+    fn start(self: &Arc<Self>, entry: &Arc<Entry>, flight: Flight, job: Job) -> Seat<Flown> {
         let room = self.budgets.begin(&entry.budget, self.now());
         self.start_in(entry, flight, job, room)
     }
 
-    fn start_in(self: &Arc<Self>, entry: &Arc<Entry>, flight: u64, job: Job, room: Room) -> Seat<Flown> {
+    fn start_in(self: &Arc<Self>, entry: &Arc<Entry>, flight: Flight, job: Job, room: Room) -> Seat<Flown> {
         self.wheel.set(entry.id, None);
         let (inner, entry) = (self.clone(), entry.clone());
-        self.flights.join((entry.id, flight), || async move {
+        self.flights.join((entry.id, flight.number), || async move {
             let _room = room;
-            inner.fly(entry, job).await
+            inner.fly(entry, job, flight.generation).await
         })
     }
 

@@ -15,7 +15,7 @@ use super::{
     spill,
 };
 use crate::{
-    clock::{Instant, Timestamp},
+    clock::Instant,
     entropy::uuid7,
     secret::Secret,
     store::{EhrTokens, EndReason, Finished, Grant, GrantFacts, GrantState, Revocation, StoreError, StoreResult},
@@ -67,11 +67,12 @@ pub(super) struct Case {
 const STORE_TRIES: u32 = 3;
 
 impl Inner {
-    pub(super) async fn fly(self: Arc<Self>, entry: Arc<Entry>, job: Job) -> Flown {
+    /// `generation`: of the tokens that the decision to fly looked at.
+    pub(super) async fn fly(self: Arc<Self>, entry: Arc<Entry>, job: Job, generation: i64) -> Flown {
         let mut airborne = Airborne { inner: &self, entry: &entry, landed: false };
         let landing = match job {
-            Job::Refresh => self.refresh(&entry).await,
-            Job::End(reason) => self.end(&entry, reason).await,
+            Job::Refresh => self.refresh(&entry, generation).await,
+            Job::End(reason) => self.end(&entry, reason, generation).await,
         };
         airborne.landed = true;
         self.land(&entry, landing)
@@ -120,8 +121,8 @@ impl Inner {
 
     // ---- before the request ----------------------------------------------------------------------------
 
-    async fn refresh(&self, entry: &Entry) -> Landing {
-        let case = match self.case(entry).await {
+    async fn refresh(&self, entry: &Entry, generation: i64) -> Landing {
+        let case = match self.case(entry, generation).await {
             Ok(case) => case,
             Err(landing) => return landing,
         };
@@ -133,7 +134,7 @@ impl Inner {
             Err(landing) => return landing,
         };
         let beating = self.beating(&case, &intent);
-        let (began, begun_at, mut attempt) = (self.now(), self.context.clock.now(), intent.attempt);
+        let (began, mut attempt) = (self.now(), intent.attempt);
         loop {
             let sent = self.now();
             let mut answer = self.send(&case).await;
@@ -149,7 +150,7 @@ impl Inner {
                 attempt = Attempt::InGrace;
                 continue;
             }
-            let mut landing = self.settle(entry, &case, row, answer, begun_at).await;
+            let mut landing = self.settle(entry, &case, row, answer, began).await;
             if let Landing::Spilled { kept, .. } = &mut landing {
                 kept.beating = beating;
             }
@@ -158,7 +159,7 @@ impl Inner {
     }
 
     /// The grant as the store has it now, if it is still to be refreshed.
-    async fn case(&self, entry: &Entry) -> Result<Case, Landing> {
+    async fn case(&self, entry: &Entry, generation: i64) -> Result<Case, Landing> {
         let grant = match self.context.store.grant(entry.id).await {
             Ok(Some(grant)) => grant,
             Ok(None) => return Err(Landing::Ended(EndReason::Expired)),
@@ -172,7 +173,8 @@ impl Inner {
             return Err(self.held(entry, Cause::Store, None));
         }
         let policy = self.context.policies.of(&grant);
-        if grant.generation > entry.generation() {
+        // The entry may know newer tokens by now, and nothing was decided about those.
+        if grant.generation > generation {
             if let Some(policy) = &policy {
                 self.context.events.refresh(&policy.vendor, &grant.site, RefreshOutcome::Moved);
             }
@@ -205,14 +207,7 @@ impl Inner {
         }
     }
 
-    async fn settle(
-        &self,
-        entry: &Entry,
-        case: &Case,
-        row: Row,
-        answer: RefreshAnswer,
-        begun_at: Timestamp,
-    ) -> Landing {
+    async fn settle(&self, entry: &Entry, case: &Case, row: Row, answer: RefreshAnswer, began: Instant) -> Landing {
         let (received, wall) = (self.now(), self.context.clock.now());
         let retry_after = match answer {
             RefreshAnswer::Tokens { access, refresh, lifetime, scope, id_token } => {
@@ -244,7 +239,7 @@ impl Inner {
         if let Next::Backoff(cause) = row.next {
             return Landing::Held { cause, retry_after, caller: row.caller };
         }
-        let doubt = Doubt::new(&case.rules, entry.serves_until(), begun_at.until(wall), received);
+        let doubt = Doubt::new(&case.rules, entry.serves_until(), received.saturating_duration_since(began), received);
         Landing::Doubtful { doubt, caller: row.caller }
     }
 
@@ -369,14 +364,14 @@ impl Inner {
     }
 
     /// Ends a grant by time: its session, or a token that cannot be renewed.
-    async fn end(&self, entry: &Entry, reason: EndReason) -> Landing {
+    async fn end(&self, entry: &Entry, reason: EndReason, generation: i64) -> Landing {
         let grant = match self.context.store.grant(entry.id).await {
             Ok(None) => return Landing::Ended(reason),
             Ok(Some(Grant { state: GrantState::Ended { reason, .. }, .. })) => return Landing::Ended(reason),
             Ok(Some(grant)) => grant,
             Err(error) => return self.store_away(entry, &error),
         };
-        if reason == EndReason::Expired && grant.generation > entry.generation() {
+        if reason == EndReason::Expired && grant.generation > generation {
             return self.moved(grant);
         }
         if reason == EndReason::SessionEnded

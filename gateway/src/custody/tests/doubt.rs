@@ -43,6 +43,32 @@ async fn the_old_token_serves_and_is_tried_once_when_nothing_can_be_lost() {
     assert_eq!(world.stored(grant).await.state, GrantState::Live);
 }
 
+/// A doubt lasts as long as a monotonic clock says.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_prolongs_no_doubt() {
+    let (world, start) = (World::new(300, epic()).await, Instant::now());
+    let grant = doubtful(&world, Reply::Answer(RefreshAnswer::Unknown)).await;
+    world.clock.set_back(secs(3600));
+    pass(100).await;
+    world.until_outcome(RefreshOutcome::Renewed).await;
+    assert_eq!((world.ehr.calls.borrow()[1].at - start).as_secs(), 300);
+    assert_eq!(world.access(grant).await, "access-2");
+}
+
+/// The next process cannot know how old an intent from the future is: it begins with a whole life of the token.
+#[tokio::test(start_paused = true)]
+async fn after_a_start_with_a_clock_that_is_behind_a_doubt_lasts_once_more() {
+    let (mut world, start) = (World::new(300, epic()).await, Instant::now());
+    let grant = doubtful(&world, Reply::Answer(RefreshAnswer::Unknown)).await;
+    world.clock.set_back(secs(3600));
+    world.reboot().await;
+    assert_eq!(world.access(grant).await, "access-1");
+    pass(300).await;
+    world.until_outcome(RefreshOutcome::Renewed).await;
+    assert_eq!((world.ehr.calls.borrow()[1].at - start).as_secs(), 500);
+    assert_eq!(world.access(grant).await, "access-2");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rotation_that_was_lost_ends_as_such() {
     let world = World::new(300, epic()).await;

@@ -2,6 +2,7 @@
 
 use super::{many::Many, world::*};
 use crate::{
+    clock::Instant,
     custody::{CustodyFault, RefreshAnswer, RefreshOutcome},
     store::{EndReason, GrantState, Store as _},
 };
@@ -206,6 +207,26 @@ async fn a_newer_generation_that_was_seen_is_taken_up() {
     // What is not known here is not brought in.
     many.nodes[0].custody.seen(&many.world.stored(grant).await);
     assert_eq!(many.nodes[0].custody.0.table.len(), 0);
+}
+
+/// Between the decision to refresh and the flight, newer tokens were taken up: they are not refreshed as well.
+#[tokio::test(start_paused = true)]
+async fn what_was_decided_of_older_tokens_is_not_done_to_newer_ones() {
+    let world = World::new(300, epic()).await;
+    let grant = world.grant().await;
+    // Known, and not used: nothing refreshes it before it is asked for.
+    world.custody.adopt(&world.stored(grant).await);
+    pass(300).await;
+    let mut tokens = world.stored(grant).await.tokens;
+    (tokens.access, tokens.received) = ("access-of-another".into(), world.now());
+    world.store.finish_refresh(grant, 1, &tokens, None, world.now()).await.unwrap();
+    let newer = world.stored(grant).await;
+    let mut asked = std::pin::pin!(world.custody.bearer(grant, Instant::now() + secs(20)));
+    assert!(futures_util::poll!(&mut asked).is_pending());
+    world.custody.seen(&newer);
+    assert_eq!(asked.await.unwrap().token.expose(), "access-of-another");
+    world.landed().await;
+    assert_eq!(world.ehr.calls(), 0);
 }
 
 /// A session that is idle at one process is at work at another.
