@@ -1,10 +1,10 @@
 //! A grant in memory: the bearer that is served, beside the machine's state.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -324,18 +324,31 @@ pub(super) struct Table {
 
 const SHARDS: usize = 64;
 
+/// So many removals of a shard are remembered by name.
+const REMEMBERED: usize = 128;
+
+type Shard = RwLock<Inside>;
+
 #[derive(Default)]
-struct Shard {
-    entries: RwLock<HashMap<GrantId, Arc<Entry>>>,
-    /// Counts what was forgotten: who read the store before and enters after would bring an ended grant back.
-    forgotten: AtomicU64,
+struct Inside {
+    entries: HashMap<GrantId, Arc<Entry>>,
+    /// Counts what was removed: who read the store before and enters after would bring an ended grant back.
+    removed: usize,
+    /// The last of it. By the count alone the end of one grant would disturb others that are being read.
+    last: VecDeque<GrantId>,
 }
 
-impl Shard {
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<GrantId, Arc<Entry>>> {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner)
-    }
+fn read_lock(shard: &Shard) -> RwLockReadGuard<'_, Inside> {
+    shard.read().unwrap_or_else(PoisonError::into_inner)
 }
+
+fn write_lock(shard: &Shard) -> RwLockWriteGuard<'_, Inside> {
+    shard.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A moment in the life of a shard.
+#[derive(Clone, Copy)]
+pub(super) struct Mark(usize);
 
 impl Table {
     pub(super) fn new() -> Self {
@@ -350,34 +363,41 @@ impl Table {
     }
 
     pub(super) fn get(&self, id: GrantId) -> Option<Arc<Entry>> {
-        self.shard(id).entries.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        read_lock(self.shard(id)).entries.get(&id).cloned()
     }
 
     /// The entry that stands: the one that was there before, else this.
     pub(super) fn enter(&self, entry: Entry) -> Arc<Entry> {
-        self.shard(entry.id).write().entry(entry.id).or_insert_with(|| Arc::new(entry)).clone()
+        write_lock(self.shard(entry.id)).entries.entry(entry.id).or_insert_with(|| Arc::new(entry)).clone()
     }
 
     pub(super) fn remove(&self, id: GrantId) {
-        let shard = self.shard(id);
-        let mut entries = shard.write();
-        shard.forgotten.fetch_add(1, Ordering::Relaxed);
-        entries.remove(&id);
+        let mut inside = write_lock(self.shard(id));
+        inside.entries.remove(&id);
+        inside.removed = inside.removed.wrapping_add(1);
+        if inside.last.len() == REMEMBERED {
+            inside.last.pop_front();
+        }
+        inside.last.push_back(id);
     }
 
-    /// Changes whenever a grant of this shard is removed.
-    pub(super) fn forgotten(&self, id: GrantId) -> u64 {
-        let shard = self.shard(id);
-        let _entries = shard.entries.read().unwrap_or_else(PoisonError::into_inner);
-        shard.forgotten.load(Ordering::Relaxed)
+    /// To be taken before the store is read.
+    pub(super) fn mark(&self, id: GrantId) -> Mark {
+        Mark(read_lock(self.shard(id)).removed)
+    }
+
+    /// Whether a grant was removed since, or may have been.
+    pub(super) fn removed_since(&self, id: GrantId, mark: Mark) -> bool {
+        let inside = read_lock(self.shard(id));
+        let since = inside.removed.wrapping_sub(mark.0);
+        since > inside.last.len() || inside.last.iter().rev().take(since).any(|removed| *removed == id)
     }
 
     /// The entries of which there is something to say, with that.
     pub(super) fn all<T>(&self, of: impl Fn(&Entry) -> Option<T>) -> Vec<(Arc<Entry>, T)> {
         let mut found = Vec::new();
         for shard in &self.shards {
-            let entries = shard.entries.read().unwrap_or_else(PoisonError::into_inner);
-            found.extend(entries.values().filter_map(|entry| Some((entry.clone(), of(entry)?))));
+            found.extend(read_lock(shard).entries.values().filter_map(|entry| Some((entry.clone(), of(entry)?))));
         }
         found
     }
@@ -385,12 +405,51 @@ impl Table {
     /// Forgets what was not used for long, so that memory is bounded by the grants in use.
     pub(super) fn tidy(&self, unused_for: Duration, now: Instant) {
         for shard in &self.shards {
-            shard.write().retain(|_, entry| !entry.forgettable(unused_for, now));
+            write_lock(shard).entries.retain(|_, entry| !entry.forgettable(unused_for, now));
         }
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.entries.read().unwrap().len()).sum()
+        self.shards.iter().map(|shard| read_lock(shard).entries.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// All of one shard: the last byte decides.
+    fn id(number: u128) -> GrantId {
+        GrantId(Uuid::from_u128(number << 8))
+    }
+
+    #[test]
+    fn the_end_of_a_grant_disturbs_no_other() {
+        let table = Table::new();
+        let mark = table.mark(id(0));
+        assert!(!table.removed_since(id(0), mark));
+        for other in 1..=REMEMBERED as u128 {
+            table.remove(id(other));
+        }
+        assert!(!table.removed_since(id(0), mark));
+        assert!(table.removed_since(id(1), mark));
+        let later = table.mark(id(1));
+        assert!(!table.removed_since(id(1), later), "that was before");
+        table.remove(id(0));
+        assert!(table.removed_since(id(0), later));
+        assert!(!table.removed_since(id(1), later));
+    }
+
+    #[test]
+    fn what_is_no_longer_remembered_may_have_been_any() {
+        let table = Table::new();
+        let mark = table.mark(id(0));
+        for other in 1..=1 + REMEMBERED as u128 {
+            table.remove(id(other));
+        }
+        assert!(table.removed_since(id(0), mark));
     }
 }

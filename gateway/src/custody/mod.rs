@@ -436,15 +436,15 @@ impl Inner {
     /// The entry of a grant, from the store if need be.
     async fn known(&self, id: GrantId) -> Result<Arc<Entry>, CustodyFault> {
         for _ in 0..5 {
-            let before = self.table.forgotten(id);
+            let before = self.table.mark(id);
             if let Some(entry) = self.table.get(id) {
                 return Ok(entry);
             }
             let entry = self.read(id).await?;
-            if self.table.forgotten(id) == before {
+            if !self.table.removed_since(id, before) {
                 return Ok(entry);
             }
-            // A grant ended while this one was read: it may have been this one.
+            // It ended while it was read.
             self.table.remove(id);
         }
         Err(CustodyFault::Unavailable { retry_after: SOON })
