@@ -269,6 +269,10 @@ const TIDY_EVERY: Duration = Duration::from_secs(60);
 /// Grants read at once after a start.
 const PAGE: u32 = 500;
 
+/// A flight that is under way is looked for so often.
+const LOOKS: u32 = 200;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
 /// What a caller is told whose own deadline came first.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -498,8 +502,7 @@ impl Inner {
 
     /// Puts an event to the machine and does what it says. None: the EHR's refusal stands.
     async fn ask(self: &Arc<Self>, entry: &Arc<Entry>, event: Event) -> Result<Option<Bearer>, CustodyFault> {
-        // A flight may land between the step and the look for it; it has then changed what the next step says.
-        for _ in 0..3 {
+        for _ in 0..LOOKS {
             let now = self.now();
             let (action, flight) = entry.step(event, now);
             let seat = match action {
@@ -510,10 +513,7 @@ impl Inner {
                 }
                 Action::Fly => Some(self.start(entry, flight, Job::Refresh)),
                 Action::End(reason) => Some(self.start(entry, flight, Job::End(reason))),
-                Action::Join => {
-                    self.context.events.joined();
-                    self.flights.find(&(entry.id, flight.number))
-                }
+                Action::Join => self.flights.find(&(entry.id, flight.number)).inspect(|_| self.context.events.joined()),
                 Action::Unavailable { cause, after } => return Err(CustodyFault::of(cause, after.max(SOON))),
                 Action::Over(reason) => return Err(CustodyFault::Ended(reason)),
                 Action::Theirs | Action::TakeOver | Action::Watch(_) | Action::Sleep(_) | Action::Rest => {
@@ -525,6 +525,9 @@ impl Inner {
                 entry.touch(self.now());
                 return Ok(Some(bearer));
             }
+            // It has landed since the step, and the next one says something else; or its starter lost the processor
+            // after its own step, and it is not on the board yet.
+            tokio::time::sleep(BETWEEN_LOOKS).await;
         }
         Err(CustodyFault::Unavailable { retry_after: SOON })
     }

@@ -1,12 +1,18 @@
 //! Fresh, due, expired; one refresh at a time; stored before shared.
 
-use futures_util::future::join_all;
+use std::pin::pin;
+
+use futures_util::{FutureExt as _, future::join_all};
 use mantel_adapters::profile::Meaning;
 
 use super::world::*;
 use crate::{
     clock::Instant,
-    custody::{CustodyFault, RefreshAnswer, RefreshOutcome},
+    custody::{
+        CustodyFault, RefreshAnswer, RefreshOutcome,
+        machine::{Action, Event},
+        refresh::Job,
+    },
     store::{GrantState, Store as _},
 };
 
@@ -64,6 +70,26 @@ async fn two_hundred_callers_at_expiry_make_one_refresh() {
     assert!(served.iter().all(|token| token == "access-2"));
     assert_eq!((world.ehr.calls(), world.counted().joined), (1, 199));
     assert_eq!(world.stored(grant).await.tokens.refresh, Some("refresh-2".into()));
+}
+
+/// Its starter lost the processor in between.
+#[tokio::test(start_paused = true)]
+async fn who_finds_a_flight_that_is_not_on_the_board_yet_waits_for_it() {
+    let world = World::new(300, epic()).await;
+    let grant = world.grant().await;
+    pass(300).await;
+    let custody = &world.custody.0;
+    let entry = custody.table.get(grant).unwrap();
+    let (action, flight) = entry.step(Event::Asked, Instant::now());
+    assert_eq!(action, Action::Fly);
+    let mut asked = pin!(world.access(grant));
+    for _ in 0..20 {
+        assert_eq!(asked.as_mut().now_or_never(), None);
+        tokio::time::advance(std::time::Duration::from_millis(1)).await;
+    }
+    let _started = custody.start(&entry, flight, Job::Refresh);
+    let (served, ()) = tokio::join!(asked, pass(1));
+    assert_eq!((served.as_str(), world.ehr.calls()), ("access-2", 1));
 }
 
 #[tokio::test(start_paused = true)]
