@@ -277,8 +277,14 @@ impl TokenEndpoint for Words {
                 retry_after: refusal.retry_after,
                 detail: format!("status {}", refusal.error.status),
             },
-            TokenOutcome::NotSent(_) => RefreshAnswer::NotSent,
-            TokenOutcome::Unknown(_) => RefreshAnswer::Unknown,
+            TokenOutcome::NotSent(reason) => {
+                eprintln!("grant {} was not sent: {reason}", grant.id);
+                RefreshAnswer::NotSent
+            }
+            TokenOutcome::Unknown(reason) => {
+                eprintln!("grant {} was sent and not answered: {reason}", grant.id);
+                RefreshAnswer::Unknown
+            }
         }
     }
 }
