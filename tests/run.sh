@@ -59,6 +59,10 @@ install_packages() {
     if ! postgres_binaries; then
         packages+=(postgresql)
     fi
+    # Gateways with a clock of their own.
+    if ! compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null; then
+        packages+=(faketime)
+    fi
     if $browser && ! chromium_path >/dev/null; then
         packages+=(chromium)
     fi
