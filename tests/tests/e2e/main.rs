@@ -17,6 +17,7 @@ mod raw_http;
 mod readme;
 mod registrations;
 mod review;
+mod store;
 mod telemetry;
 mod tls;
 mod tokens;

@@ -76,6 +76,21 @@ async fn what_does_not_fit_on_the_disk_is_not_acknowledged() {
     add(&engine, 1, 8000).await.unwrap();
 }
 
+/// Readiness asks this: it must not be content with what is in memory.
+#[tokio::test]
+async fn a_ping_finds_a_file_that_takes_no_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.db");
+    let key = crate::config::SealKey { id: "k".into(), bytes: crate::secret::Secret::new([1; 32]) };
+    let sealer = std::sync::Arc::new(crate::store::sealing::Sealer::new(&[key]).unwrap());
+    let store = super::Sqlite::open(Some(&path), sealer).await.unwrap();
+    for _ in 0..3 {
+        let before = std::fs::metadata(path.with_extension("db-wal")).unwrap().len();
+        crate::store::Store::ping(&store).await.unwrap();
+        assert!(std::fs::metadata(path.with_extension("db-wal")).unwrap().len() > before, "nothing was written");
+    }
+}
+
 #[tokio::test]
 async fn a_read_only_file_takes_no_writes() {
     let dir = tempfile::tempdir().unwrap();
