@@ -143,6 +143,10 @@ pub struct TokenPolicy {
     pub reuse_grace: Duration,
     /// Whether a refresh token dies with the access token it came with.
     pub dies_with_access: bool,
+    /// How long a refresh token lives from the answer that it came with or was last used for, where a use prolongs its
+    /// life: an app's `keep_alive` uses it before its end. None: not known, or it ends whatever is done.
+    #[serde(with = "duration::optional")]
+    pub refresh_lifetime: Option<Duration>,
 }
 
 impl Default for TokenPolicy {
@@ -155,6 +159,7 @@ impl Default for TokenPolicy {
             min_refresh_interval: Duration::ZERO,
             reuse_grace: Duration::ZERO,
             dies_with_access: false,
+            refresh_lifetime: None,
         }
     }
 }
@@ -381,5 +386,25 @@ pub mod duration {
         humantime::parse_duration(&text).map_err(|_| {
             serde::de::Error::custom(format_args!("{text:?} is no duration: expected a form like 90s, 5m, 1h or 30d"))
         })
+    }
+
+    /// The same, or nothing.
+    pub mod optional {
+        use std::time::Duration;
+
+        use serde::{Deserialize as _, Deserializer, Serializer};
+
+        pub fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+            match value {
+                Some(value) => super::serialize(value, to),
+                None => to.serialize_none(),
+            }
+        }
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+            #[derive(serde::Deserialize)]
+            struct Given(#[serde(with = "super")] Duration);
+            Ok(Option::<Given>::deserialize(from)?.map(|Given(value)| value))
+        }
     }
 }

@@ -329,12 +329,9 @@ impl Policies for Words {
         let online = grant.facts.reported.split(' ').any(|word| word == "online_access");
         let session = (online || (grant.facts.session && app.custody == CustodyMode::Session))
             .then_some(SessionLimits { max: app.session_max, idle: app.session_idle });
-        Some(GrantPolicy {
-            vendor: site.vendor.clone(),
-            tokens: site.profile.tokens.clone(),
-            session,
-            cold_for: app.session_idle,
-        })
+        let mut tokens = site.profile.tokens.clone();
+        tokens.refresh_lifetime = tokens.refresh_lifetime.filter(|_| app.keep_alive);
+        Some(GrantPolicy { vendor: site.vendor.clone(), tokens, session, cold_for: app.session_idle })
     }
 
     fn budget(&self, grant: &Grant) -> Budget {

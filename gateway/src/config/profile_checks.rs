@@ -207,10 +207,16 @@ fn check_lists(checks: &Checks<'_>, profile: &Profile) {
         (&["tokens", "reuse_grace"], tokens.reuse_grace),
         (&["jwks_cache"], profile.jwks_cache),
     ];
-    for (keys, duration) in durations {
+    let refresh_lifetime = tokens.refresh_lifetime.map(|lifetime| (&["tokens", "refresh_lifetime"][..], lifetime));
+    for (keys, duration) in durations.into_iter().chain(refresh_lifetime) {
         if let Some(path) = checks.says(keys).filter(|_| duration > LONGEST) {
             checks.context.fault(&path, span(duration), format!("at most {}", span(LONGEST)));
         }
+    }
+    if profile.tokens.refresh_lifetime.is_some_and(|lifetime| lifetime.is_zero())
+        && let Some(path) = checks.says(&["tokens", "refresh_lifetime"])
+    {
+        checks.context.fault(&path, "\"0s\"", "a duration above zero");
     }
     if profile.tokens.assume_lifetime.is_zero()
         && let Some(path) = checks.says(&["tokens", "assume_lifetime"])

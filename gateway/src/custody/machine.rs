@@ -19,6 +19,9 @@ const LAG: Duration = Duration::from_secs(5);
 /// A forced refresh, at most so often for a grant.
 pub const FORCED_INTERVAL: Duration = Duration::from_secs(60);
 
+/// So long before its refresh token's end a grant is kept alive, or a tenth of that token's life: an EHR may be away.
+const KEPT_BEFORE: Duration = Duration::from_secs(24 * 3600);
+
 /// So long a late winner is waited for after an unknown outcome, at least.
 pub const LATE_WINNER: Duration = Duration::from_secs(60);
 
@@ -38,6 +41,8 @@ pub struct Rules {
     /// An unused grant is refreshed all the same until it was unused for so long: where its refresh
     /// token dies with the access token.
     pub cold_for: Option<Duration>,
+    /// From receipt until an unused grant is refreshed for its refresh token's sake (`keep_alive`).
+    pub keep_after: Option<Duration>,
     /// The grant ends when it was unused for so long.
     pub session_idle: Option<Duration>,
     /// Other processes may work on the same grant.
@@ -54,6 +59,7 @@ impl Rules {
             assume_lifetime: policy.assume_lifetime,
             reuse_grace: policy.reuse_grace,
             cold_for: policy.dies_with_access.then_some(session_idle),
+            keep_after: policy.refresh_lifetime.map(|lifetime| lifetime - KEPT_BEFORE.min(lifetime / 10)),
             session_idle: session.then_some(session_idle),
             shared: false,
             yields: false,
@@ -87,6 +93,8 @@ pub struct Times {
     pub expires: Instant,
     /// Until then no 401 forces a refresh.
     pub settled: Instant,
+    /// When it is refreshed though nobody uses it.
+    pub keep_by: Option<Instant>,
 }
 
 impl Times {
@@ -98,6 +106,7 @@ impl Times {
             due: now + rules.due_after(lifetime).saturating_sub(age),
             expires: now + lifetime.saturating_sub(age),
             settled: now + rules.min_interval(lifetime).saturating_sub(age),
+            keep_by: rules.keep_after.map(|after| now + after.min(LONGEST).saturating_sub(age)),
         }
     }
 }
@@ -426,8 +435,12 @@ impl State {
             (_, Some(at)) if now < at => Action::Sleep(at),
             (Way::Free, _) if self.wanted(rules, now) => self.fly(Action::Fly),
             (Way::None, _) if now >= self.times.expires => self.fly(Action::End(EndReason::Expired)),
-            // Unused: it is refreshed on use. Its session may still come to its end.
-            _ => self.session_end(rules).map_or(Action::Rest, Action::Sleep),
+            // Unused: it is refreshed on use. Its session may still come to its end, or its refresh token.
+            _ => [self.session_end(rules), self.keep_by()]
+                .into_iter()
+                .flatten()
+                .min()
+                .map_or(Action::Rest, Action::Sleep),
         }
     }
 
@@ -477,7 +490,13 @@ impl State {
 
     /// Whether a refresh is worth while though nobody asks.
     fn wanted(&self, rules: &Rules, now: Instant) -> bool {
-        self.doubt.is_some() || self.warm() || rules.cold_for.is_some_and(|cold| now < self.last_use() + cold)
+        let kept = self.keep_by().is_some_and(|at| at <= now);
+        kept || self.doubt.is_some() || self.warm() || rules.cold_for.is_some_and(|cold| now < self.last_use() + cold)
+    }
+
+    /// When an unused grant is refreshed for its refresh token's sake.
+    pub fn keep_by(&self) -> Option<Instant> {
+        self.times.keep_by.filter(|_| self.refreshable)
     }
 
     /// After a start the last use is not known: it counts from then.

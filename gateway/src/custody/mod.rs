@@ -135,6 +135,7 @@ pub struct SessionLimits {
 #[derive(Clone, Debug)]
 pub struct GrantPolicy {
     pub vendor: VendorId,
+    /// Its `refresh_lifetime` only where the app says `keep_alive`.
     pub tokens: TokenPolicy,
     /// Only where the grant is to end by them.
     pub session: Option<SessionLimits>,
@@ -650,7 +651,8 @@ impl Inner {
         }
         let policy = self.context.policies.of(grant);
         let (rules, state) = entry::read(grant, policy.as_ref(), self.among(grant.id), self.context.clock.now(), now);
-        if let (true, Some(at)) = (state.needs_wheel(&rules), state.next_wake(&rules, now)) {
+        let wake = if state.needs_wheel(&rules) { state.next_wake(&rules, now) } else { state.keep_by() };
+        if let Some(at) = wake {
             self.wheel.set_if_none(grant.id, at);
         }
     }
