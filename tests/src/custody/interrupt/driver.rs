@@ -51,7 +51,7 @@ const PAUSE: Duration = Duration::from_millis(12);
 const LONGEST_LIFE: Duration = Duration::from_secs(2);
 const START: Duration = Duration::from_secs(60);
 /// Beyond the minute that a late winner is waited for.
-const SETTLED: Duration = Duration::from_secs(150);
+const SETTLED: Duration = Duration::from_secs(300);
 const AHEAD: u64 = 61;
 
 /// When a process is killed.
