@@ -25,7 +25,7 @@ struct Arguments {
     #[arg(long, default_value_t = 40)]
     in_flight: u32,
     /// Living logins
-    #[arg(long, default_value_t = 4_000)]
+    #[arg(long, default_value_t = 8_000)]
     logins: u32,
     /// The store, as in `store.url`; else SQLite in a directory that goes with the program
     #[arg(long, value_name = "URL")]
