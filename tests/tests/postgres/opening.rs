@@ -177,7 +177,7 @@ async fn each_commit_is_synced() {
     let url = database().await;
     let name = url.rsplit('/').next().unwrap().to_owned();
     server().await.query("postgres", &format!("ALTER DATABASE {name} SET synchronous_commit = off")).await.unwrap();
-    // A row for each update of the schema's row says what held as it was written.
+    // A row for each write of the ping says what held as it was written.
     let store = open(&url).await;
     tell(
         &server().await,
@@ -185,7 +185,7 @@ async fn each_commit_is_synced() {
         "CREATE TABLE held (setting TEXT); \
          CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS \
          $$ BEGIN INSERT INTO held VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$; \
-         CREATE TRIGGER hold BEFORE UPDATE ON mantel_schema FOR EACH ROW EXECUTE FUNCTION hold()",
+         CREATE TRIGGER hold BEFORE INSERT OR UPDATE ON jtis FOR EACH ROW EXECUTE FUNCTION hold()",
     )
     .await;
     store.ping().await.unwrap();
