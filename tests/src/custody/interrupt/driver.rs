@@ -122,9 +122,10 @@ impl Aimed {
     }
 }
 
-impl Drop for Target {
+/// The reading thread holds the target until the process has gone, so the target's own end would come too late.
+impl Drop for Driver<'_> {
     fn drop(&mut self) {
-        if let Some(aimed) = &mut *self.get() {
+        if let Some(aimed) = &mut *self.target.get() {
             aimed.kill();
             let _ = aimed.child.wait();
         }
@@ -246,7 +247,8 @@ impl Driver<'_> {
         }
         self.endpoint.quiet().await?;
         let life = std::mem::take(&mut *life.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(self.account.close(&life, &self.endpoint.ledger()))
+        let account = std::mem::take(&mut self.account);
+        Ok(account.close(&life, &self.endpoint.ledger()))
     }
 
     fn start(&mut self, number: u32, further: &[String]) -> Result<(Arc<Mutex<Life>>, watch::Receiver<Stage>)> {
