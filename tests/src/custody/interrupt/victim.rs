@@ -107,7 +107,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         store: store.clone(),
         endpoint: words.clone(),
         clock,
-        replicas,
+        replicas: replicas.clone(),
         entropy,
         handle: Handle::current(),
         events: words.clone(),
@@ -115,6 +115,9 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         token_timeout: timeouts.token,
         spill: None,
     });
+    // As in the gateway: a process that does not hear what the others ended serves nothing after `max_stale`.
+    let forgets = custody.clone();
+    replicas.follow(move |grant| forgets.forget(grant));
     if arguments.settle {
         return settle(&custody, &store, arguments.logins).await;
     }
