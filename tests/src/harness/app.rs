@@ -180,9 +180,14 @@ impl App {
     }
 
     async fn post(&self, pairs: Vec<(&str, &str)>) -> Result<Answer> {
-        let (headers, body) = self.token_request(&pairs);
+        self.post_to(&self.token, &pairs).await
+    }
+
+    /// A form, as this app authenticates.
+    pub async fn post_to(&self, url: &str, pairs: &[(&str, &str)]) -> Result<Answer> {
+        let (headers, body) = self.token_request(pairs);
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        call(Method::POST, &self.token, &headers, &body).await
+        call(Method::POST, url, &headers, &body).await
     }
 
     /// Headers and body of a token request with these parameters, as this app authenticates.

@@ -125,8 +125,9 @@ impl Cluster {
         };
         let store_lines = match &store {
             None => "url = \"sqlite://mantel.db\"".to_owned(),
+            // Each in its own directory, as SQLite's is.
             Some(store) => {
-                format!("url = \"{}\"", store.server.url(store.wire.address(), &store.database))
+                format!("url = \"{}\"\nspill = \"spill\"", store.server.url(store.wire.address(), &store.database))
             }
         };
         let mut nodes = Vec::new();

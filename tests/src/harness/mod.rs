@@ -170,6 +170,12 @@ impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
+
+    /// Whether it tells to come again, as a fault that is not the user's.
+    pub fn is_held_back(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE
+            && self.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok())
+    }
 }
 
 /// One request over a connection of its own.
