@@ -146,6 +146,11 @@ impl Cluster {
             };
             config::write(dir.path(), &server, &sites)?;
             let mut gateway = Gateway::new(public.clone(), format!("http://127.0.0.1:{admin_port}"), dir)?;
+            // Beside SQLite's file there is one anyway.
+            if store.is_some() {
+                let socket = gateway.dir().join("admin.sock");
+                gateway.set_environment("MANTEL_SERVER__ADMIN_SOCKET", socket);
+            }
             if plan.small_disks {
                 gateway.log_elsewhere()?;
                 if disk.is_none() {

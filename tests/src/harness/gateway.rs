@@ -180,6 +180,18 @@ impl Gateway {
         self.dir.path()
     }
 
+    /// What an operator tells it, such as `grants end ID`: whether that was done, and what was answered.
+    ///
+    /// # Errors
+    /// When the command does not start.
+    pub async fn tell(&self, words: &[&str]) -> Result<(bool, String)> {
+        let mut command = tokio::process::Command::new(&self.binary);
+        command.args(words).arg("--config").arg(self.dir.path()).envs(&self.environment).stdin(Stdio::null());
+        let output = command.output().await.context("the command does not start")?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    }
+
     /// `events.log` or `access.log`.
     pub fn log(&self, name: &str) -> Result<String> {
         Ok(String::from_utf8_lossy(&std::fs::read(self.log_file(name))?).into_owned())
