@@ -186,10 +186,11 @@ fn holds(sealer: &Sealer, row: &GrantRow, tokens: &EhrTokens) -> StoreResult<boo
 }
 
 pub(super) async fn abandon(on: &mut Connection, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()> {
-    // The intent of the one try goes, the doubt before it stays; else the grant is as it was.
+    // The intent of the one try goes, the doubt before it stays; else the grant is as it was. Who tried last stays
+    // noted, so that the same call again is not taken for the first intent's.
     let cleared = sqlx::query(
-        "UPDATE grants SET retried_at = NULL, retried_by = NULL WHERE id = $1 AND generation = $2 \
-         AND lease_owner = $3 AND state = 'in_doubt' AND retried_at IS NOT NULL",
+        "UPDATE grants SET retried_at = NULL WHERE id = $1 AND generation = $2 AND lease_owner = $3 \
+         AND state = 'in_doubt' AND retried_at IS NOT NULL",
     )
     .bind(id.0.as_bytes().as_slice())
     .bind(consumed)
@@ -202,7 +203,7 @@ pub(super) async fn abandon(on: &mut Connection, id: GrantId, consumed: i64, own
     }
     sqlx::query(
         "UPDATE grants SET state = 'live', doubt_since = NULL, lease_owner = NULL WHERE id = $1 AND generation = $2 \
-         AND lease_owner = $3 AND state = 'in_doubt'",
+         AND lease_owner = $3 AND state = 'in_doubt' AND retried_by IS NULL",
     )
     .bind(id.0.as_bytes().as_slice())
     .bind(consumed)
