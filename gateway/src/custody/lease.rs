@@ -141,7 +141,7 @@ impl Inner {
             if next >= until {
                 return Ok(unfinished);
             }
-            let longest = if entry.alive(now).is_some() { UNNOTICED } else { WAITED_FOR };
+            let longest = if now < entry.serves_until() { UNNOTICED } else { WAITED_FOR };
             *distance = distance.saturating_mul(2).min(longest);
         }
     }

@@ -169,14 +169,22 @@ pub struct Doubt {
     pub look_at: Instant,
     /// From then on the one try may be made.
     pub try_at: Instant,
+    /// A late winner is waited for until then, at least.
+    late_until: Instant,
 }
 
 impl Doubt {
     /// Of an intent that is `age` old now.
     pub fn new(rules: &Rules, expires: Instant, age: Duration, now: Instant) -> Self {
-        let try_at = expires.max(now + LATE_WINNER.saturating_sub(age));
-        let look_at = if rules.shared { expires } else { try_at };
-        Self { grace_until: now + rules.reuse_grace.min(LONGEST).saturating_sub(age), look_at, try_at }
+        let grace_until = now + rules.reuse_grace.min(LONGEST).saturating_sub(age);
+        let late_until = now + LATE_WINNER.saturating_sub(age);
+        Self { grace_until, look_at: expires, try_at: expires, late_until }.until(rules, expires)
+    }
+
+    /// The same, where the old access token serves until then.
+    fn until(self, rules: &Rules, expires: Instant) -> Self {
+        let try_at = expires.max(self.late_until);
+        Self { look_at: if rules.shared { expires } else { try_at }, try_at, ..self }
     }
 
     pub fn in_grace(&self, now: Instant) -> bool {
@@ -220,6 +228,8 @@ pub struct State {
     pub doubt: Option<Doubt>,
     /// When a 401 last forced a refresh.
     pub forced: Option<Instant>,
+    /// When the EHR refused the current bearer.
+    pub refused: Option<Instant>,
     /// `session_max`.
     pub session_ends: Option<Instant>,
     /// Another process's lease, as it was last seen.
@@ -312,6 +322,7 @@ impl State {
             hold: None,
             doubt: None,
             forced: None,
+            refused: None,
             session_ends: None,
             contender: None,
             ended: None,
@@ -324,7 +335,7 @@ impl State {
         }
         match event {
             Event::Asked => self.asked(rules, now),
-            Event::Refused { current: true } => self.refused(now),
+            Event::Refused { current: true } => self.refused(rules, now),
             // On an older bearer: the newer one may do.
             Event::Refused { current: false } => self.asked(rules, now),
             Event::Woken => self.woken(rules, now),
@@ -408,21 +419,28 @@ impl State {
         }
     }
 
-    fn refused(&mut self, now: Instant) -> Action {
+    fn refused(&mut self, rules: &Rules, now: Instant) -> Action {
         let forced = self.forced.filter(|at| now < *at + FORCED_INTERVAL);
         match self.way(now) {
             // One that is under way brings a newer bearer, whoever forced it.
-            Way::Busy => Action::Join,
-            _ if now < self.times.settled => Action::Theirs,
+            Way::Busy => return Action::Join,
+            Way::None => return Action::Theirs,
+            _ if now < self.times.settled => return Action::Theirs,
             // The forced one brought this bearer, and it is refused too.
-            _ if forced.is_some_and(|at| self.times.received >= at) => Action::Theirs,
+            _ if forced.is_some_and(|at| self.times.received >= at) => return Action::Theirs,
+            _ => {}
+        }
+        // No doubt waits for the end of a bearer that does not serve; and where other processes are about, one of
+        // them may be at the EHR for this very refusal.
+        let refused = *self.refused.get_or_insert(now);
+        self.doubt = self.doubt.map(|doubt| doubt.until(rules, refused.min(self.times.expires)));
+        match self.way(now) {
+            Way::Blocked { cause, after } => Action::Unavailable { cause, after },
             // One that brought nothing is not forced again: it is tried again, when its own outcome allows that.
-            Way::Free => {
+            _ => {
                 self.forced = forced.or(Some(now));
                 self.fly(Action::Fly)
             }
-            Way::Blocked { cause, after } => Action::Unavailable { cause, after },
-            Way::None => Action::Theirs,
         }
     }
 
@@ -480,7 +498,7 @@ impl State {
 
     /// Until when a doubt waits for the old access token's sake: one that the EHR has refused is not waited for.
     pub fn serves_until(&self) -> Instant {
-        self.forced.filter(|at| *at > self.times.received).map_or(self.times.expires, |at| at.min(self.times.expires))
+        self.refused.map_or(self.times.expires, |at| at.min(self.times.expires))
     }
 
     /// Used since its access token came.

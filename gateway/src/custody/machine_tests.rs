@@ -172,6 +172,8 @@ struct Model {
     held_until: u64,
     doubt_since: Option<u64>,
     forced: Option<u64>,
+    /// When the EHR refused the current bearer, and was believed.
+    refused: Option<u64>,
     /// Each look at another's lease since the last tokens: when, and its beat.
     looks: Vec<(u64, i64)>,
     used: bool,
@@ -185,6 +187,11 @@ impl Model {
 
     fn alive(&self) -> bool {
         self.now < self.expires()
+    }
+
+    /// Until when the old token serves: a refused one does not.
+    fn serves_until(&self) -> u64 {
+        self.refused.unwrap_or(u64::MAX).min(self.expires())
     }
 
     /// In tenths, since 40 % of a lifetime may be no whole second.
@@ -203,8 +210,8 @@ impl Model {
         let certain = match self.doubt_since {
             None => true,
             // With other processes about, a late winner is looked for as soon as the old token serves no more.
-            Some(_) if self.shared && !self.alive() => true,
-            Some(since) => self.now < since + self.grace || self.now >= self.expires().max(since + 60),
+            Some(_) if self.shared && self.now >= self.serves_until() => true,
+            Some(since) => self.now < since + self.grace || self.now >= self.serves_until().max(since + 60),
         };
         self.refreshable && !self.flying && self.now >= self.held_until && certain
     }
@@ -247,7 +254,10 @@ impl Model {
         }
     }
 
-    fn check_refused(&self, action: Action) {
+    fn check_refused(&mut self, action: Action) {
+        if matches!(action, Action::Fly | Action::Unavailable { .. }) {
+            self.refused = self.refused.or(Some(self.now));
+        }
         match action {
             Action::Fly => assert!(self.free() && self.settled() && !(self.forced_lately() && self.renewed_since())),
             Action::Join => assert!(self.flying && !self.kept),
@@ -290,8 +300,8 @@ proptest! {
         let mut state = State::new(Times::new(&rules, secs(300), Duration::ZERO, start), true);
         let mut model = Model {
             shared, looks: Vec::new(), before, interval, grace, now: 0, issued: 0, lifetime: 300, refreshable: true,
-            flying: false, kept: false, spilled: false, held_until: 0, doubt_since: None, forced: None, used: false,
-            ended: false,
+            flying: false, kept: false, spilled: false, held_until: 0, doubt_since: None, forced: None,
+            refused: None, used: false, ended: false,
         };
         for op in ops {
             let now = start + secs(model.now);
@@ -336,7 +346,7 @@ proptest! {
                     let times = Times::new(&rules, secs(lifetime), Duration::ZERO, now);
                     step(Event::Renewed { times, refreshable });
                     (model.flying, model.kept, model.issued, model.lifetime) = (false, false, model.now, lifetime);
-                    model.spilled = false;
+                    (model.spilled, model.refused) = (false, None);
                     (model.refreshable, model.held_until, model.doubt_since) = (refreshable, 0, None);
                     model.looks.clear();
                     // Used in the very second of its renewal counts as used since.
@@ -348,6 +358,7 @@ proptest! {
                     let times = Times::new(&rules, secs(lifetime), Duration::ZERO, now);
                     step(Event::Spilled { times, refreshable });
                     (model.kept, model.spilled, model.issued, model.lifetime) = (true, true, model.now, lifetime);
+                    model.refused = None;
                     (model.refreshable, model.held_until, model.doubt_since) = (refreshable, 0, None);
                     model.looks.clear();
                     model.used = state.used == Some(now);
@@ -376,7 +387,7 @@ proptest! {
                     (model.flying, model.held_until) = (false, model.now + retry_after);
                 }
                 Op::Doubt => {
-                    let doubt = Doubt::new(&rules, state.times.expires, Duration::ZERO, now);
+                    let doubt = Doubt::new(&rules, state.serves_until(), Duration::ZERO, now);
                     state.step(&rules, Event::Doubtful(doubt), now);
                     (model.flying, model.held_until, model.doubt_since) = (false, 0, Some(model.now));
                 }

@@ -515,7 +515,13 @@ impl Inner {
                 Action::Fly => Some(self.start(entry, flight, Job::Refresh)),
                 Action::End(reason) => Some(self.start(entry, flight, Job::End(reason))),
                 Action::Join => self.flights.find(&(entry.id, flight.number)).inspect(|_| self.context.events.joined()),
-                Action::Unavailable { cause, after } => return Err(CustodyFault::of(cause, after.max(SOON))),
+                Action::Unavailable { cause, after } => {
+                    // A refused bearer may have brought its next try forward.
+                    if matches!(event, Event::Refused { .. }) {
+                        self.wheel.set(entry.id, entry.next_wake(now));
+                    }
+                    return Err(CustodyFault::of(cause, after.max(SOON)));
+                }
                 Action::Over(reason) => return Err(CustodyFault::Ended(reason)),
                 Action::Theirs | Action::TakeOver | Action::Watch(_) | Action::Sleep(_) | Action::Rest => {
                     return Ok(None);

@@ -240,3 +240,21 @@ async fn a_late_winner_ends_the_doubt() {
     pass(50).await;
     assert_eq!((world.access(grant).await.as_str(), world.ehr.calls()), ("access-2", 1));
 }
+
+/// The doubt came first, and then the EHR refuses the bearer that it waits for.
+#[tokio::test(start_paused = true)]
+async fn a_doubt_does_not_wait_for_a_bearer_that_is_refused() {
+    let (world, start) = (World::new(3600, epic()).await, Instant::now());
+    let grant = world.grant().await;
+    pass(3310).await;
+    world.ehr.next(Reply::Answer(RefreshAnswer::Unknown));
+    assert_eq!(world.access(grant).await, "access-1");
+    world.until_outcome(RefreshOutcome::InDoubt).await;
+    pass(10).await;
+    let fault = world.refused(grant, 1).await.unwrap_err();
+    assert!(matches!(fault, CustodyFault::Unavailable { retry_after } if retry_after == secs(50)), "{fault:?}");
+    pass(50).await;
+    world.until_outcome(RefreshOutcome::Renewed).await;
+    assert_eq!((world.ehr.calls.borrow()[1].at - start).as_secs(), 3370);
+    assert_eq!(world.access(grant).await, "access-2");
+}

@@ -5,6 +5,7 @@ use mantel_adapters::profile::Meaning;
 
 use super::{many::Many, world::*};
 use crate::{
+    clock::Instant,
     custody::{Bearer, CustodyFault, RefreshAnswer, RefreshOutcome},
     store::{EndReason, GrantId, GrantState},
 };
@@ -277,4 +278,35 @@ async fn who_watches_stops_when_told() {
     let waiting = many.asked(1, grant).await;
     many.nodes[1].custody.shutdown().await;
     assert!(matches!(waiting.await.unwrap(), Err(CustodyFault::Unavailable { .. })));
+}
+
+/// The EHR has refused a bearer: who is not first waits for the other's renewal, and is given it; also one that has
+/// just started, and first reads of the grant when the other's intent stands.
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_at_once_has_one_renewal() {
+    for knows in [true, false] {
+        let many = Many::new(3, 3600, epic()).await;
+        let grant = many.world.grant().await;
+        for node in (0..3).filter(|_| knows) {
+            assert_eq!(many.access(node, grant).await, "access-1");
+        }
+        many.pass(secs(10)).await;
+        let open = many.world.ehr.gate();
+        let mut waiting = Vec::new();
+        for node in &many.nodes {
+            let custody = node.custody.clone();
+            waiting.push(tokio::spawn(async move { custody.refused(grant, 1, Instant::now() + secs(20)).await }));
+            many.settle().await;
+        }
+        many.pass(secs(10)).await;
+        open.send(Reply::Fair).ok().unwrap();
+        // They wait: as soon as somebody who waits would notice.
+        many.pass(secs(1)).await;
+        assert!(waiting.iter().all(tokio::task::JoinHandle::is_finished), "knows: {knows}");
+        for served in join_all(waiting).await {
+            let bearer = served.unwrap().unwrap().unwrap();
+            assert_eq!(bearer.token.expose(), "access-2", "knows: {knows}");
+        }
+        assert_eq!(many.calls(), 1);
+    }
 }
