@@ -5,6 +5,7 @@
 mod away;
 mod killed;
 mod login;
+mod quiet;
 mod rolling;
 mod stopped;
 mod world;
