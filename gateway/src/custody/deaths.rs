@@ -16,7 +16,7 @@
 //! A suspect registration's grants are never ended. One of them at a time tries its own refresh token, after 1 minute,
 //! then 2, 4, 8 and every 15; a renewal frees all, and each is tried again before it is believed to be dead. In the
 //! hour after a change of a registration or its keys no renewal and no small number shortens the wait. An operator may
-//! confirm the deaths: for an hour, whoever is refused then ends.
+//! confirm the deaths, of a registration or of its grants at one site: for an hour, whoever is refused then ends.
 //!
 //! What is counted together is a client *at a site*: each hospital fetches our keys by itself, so another hospital's
 //! renewals prove nothing and its deaths must not hide in a registration's thousands. The registration's sum over its
@@ -68,7 +68,7 @@ pub struct Realm {
     pub registration: RegistrationId,
     pub site: SiteId,
     /// The registration's, as the grant was made: a previous client id is another client.
-    fingerprint: String,
+    pub fingerprint: String,
 }
 
 impl Realm {
@@ -101,6 +101,28 @@ pub struct Relief {
     pub retry: Vec<GrantId>,
 }
 
+/// What stands against a client at a site, for its operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusals {
+    pub realm: Realm,
+    /// Grants whose refresh token was refused, and which have not ended.
+    pub refused: usize,
+    /// Grants that were not tried and wait with them.
+    pub waiting: usize,
+    /// The EHR's last refusal: its status and the profile's rule, nothing of the request.
+    pub answer: Option<String>,
+    pub suspicion: Option<Suspected>,
+    /// Until then whoever is refused ends, by an operator's word.
+    pub confirmed: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspected {
+    pub since: Instant,
+    /// When a grant tries next.
+    pub next: Instant,
+}
+
 /// All registrations of this process.
 #[derive(Default)]
 pub struct Deaths {
@@ -109,19 +131,21 @@ pub struct Deaths {
 }
 
 /// What differs from the ordinary for a registration, until when.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Terms {
     careful: Option<Instant>,
-    confirmed: Option<Instant>,
+    /// By site; none: at all of them.
+    confirmed: BTreeMap<Option<SiteId>, Instant>,
 }
 
 impl Terms {
-    fn careful(self, now: Instant) -> bool {
+    fn careful(&self, now: Instant) -> bool {
         self.careful.is_some_and(|until| now < until)
     }
 
-    fn confirmed(self, now: Instant) -> bool {
-        self.confirmed.is_some_and(|until| now < until)
+    fn confirmed(&self, site: &SiteId, now: Instant) -> Option<Instant> {
+        let words = self.confirmed.iter().filter(|(at, _)| at.as_ref().is_none_or(|at| at == site));
+        words.map(|(_, until)| *until).filter(|until| now < *until).max()
     }
 }
 
@@ -135,6 +159,8 @@ struct Ration {
     /// Grants whose one try after an unknown outcome waits.
     spared: BTreeSet<GrantId>,
     suspicion: Option<Suspicion>,
+    /// What was answered to the last of the refused.
+    answer: Option<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -189,10 +215,10 @@ impl Deaths {
 
     /// A refresh token was refused by a request that was sent then.
     pub fn refused(&mut self, realm: &Realm, grant: GrantId, sent: Instant, now: Instant) -> Verdict {
-        let terms = self.terms.get(&realm.registration).copied().unwrap_or_default();
+        let (careful, confirmed) = (self.careful(realm, now), self.confirmed(realm, now).is_some());
         let ration = self.rations.entry(realm.clone()).or_default();
         let refusal = ration.refuse(grant, now);
-        if terms.confirmed(now) {
+        if confirmed {
             return ration.believe(grant, now);
         }
         if let Some(suspicion) = &mut ration.suspicion {
@@ -209,7 +235,7 @@ impl Deaths {
             return Verdict::Suspect { until: now + LONGEST_PROBE, new: true };
         }
         let closed = now >= refusal.first + WINDOW;
-        let proven = !terms.careful(now) && refusal.vouched.is_some_and(|at| at <= sent);
+        let proven = !careful && refusal.vouched.is_some_and(|at| at <= sent);
         let ration = self.rations.entry(realm.clone()).or_default();
         if refusal.believed || closed || proven {
             return ration.believe(grant, now);
@@ -217,11 +243,16 @@ impl Deaths {
         Verdict::Presumed { until: refusal.first + WINDOW }
     }
 
+    /// What the EHR said as it refused, for the operator.
+    pub fn heard(&mut self, realm: &Realm, answer: String) {
+        self.rations.entry(realm.clone()).or_default().answer = Some(answer);
+    }
+
     /// The registration was found to have no more than [`FEW`] grants: whether the presumed death is one.
     pub fn too_few(&mut self, realm: &Realm, grant: GrantId, now: Instant) -> bool {
-        let terms = self.terms.get(&realm.registration).copied().unwrap_or_default();
+        let careful = self.careful(realm, now);
         let Some(ration) = self.rations.get_mut(realm) else { return false };
-        let few = ration.suspicion.is_none() && ration.refused.contains_key(&grant) && !terms.careful(now);
+        let few = ration.suspicion.is_none() && ration.refused.contains_key(&grant) && !careful;
         if few {
             ration.believe(grant, now);
         }
@@ -337,9 +368,35 @@ impl Deaths {
         tries
     }
 
-    pub fn suspects(&self) -> BTreeSet<(RegistrationId, SiteId)> {
-        let suspects = self.rations.iter().filter(|(_, ration)| ration.suspicion.is_some());
-        suspects.map(|(realm, _)| (realm.registration.clone(), realm.site.clone())).collect()
+    /// Whom EHRs refuse at present, suspect or not.
+    pub fn refusals(&self, now: Instant) -> Vec<Refusals> {
+        let standing = self.rations.iter().filter(|(_, it)| it.suspicion.is_some() || !it.refused.is_empty());
+        let mut all: Vec<_> = standing
+            .map(|(realm, ration)| {
+                let waits = |id: &&GrantId| !ration.refused.contains_key(id);
+                let waiting = ration.suspicion.iter().flat_map(|suspicion| suspicion.waiting.keys());
+                let waiting: BTreeSet<_> = waiting.chain(&ration.spared).filter(waits).collect();
+                let suspected = |it: &Suspicion| Suspected { since: it.since, next: it.next };
+                Refusals {
+                    realm: realm.clone(),
+                    refused: ration.refused.len(),
+                    waiting: waiting.len(),
+                    answer: ration.answer.clone(),
+                    suspicion: ration.suspicion.as_ref().map(suspected),
+                    confirmed: self.confirmed(realm, now),
+                }
+            })
+            .collect();
+        all.sort_by(|a, b| a.realm.cmp(&b.realm));
+        all
+    }
+
+    fn careful(&self, realm: &Realm, now: Instant) -> bool {
+        self.terms.get(&realm.registration).is_some_and(|terms| terms.careful(now))
+    }
+
+    fn confirmed(&self, realm: &Realm, now: Instant) -> Option<Instant> {
+        self.terms.get(&realm.registration)?.confirmed(&realm.site, now)
     }
 
     // ---- what people say -----------------------------------------------------------------------------------
@@ -349,12 +406,21 @@ impl Deaths {
         self.terms.entry(registration.clone()).or_default().careful = Some(now + left.min(HOUR));
     }
 
-    /// An operator confirms the deaths: who is refused within the hour ends. The realms that were suspect, the grants
-    /// that were refused, to be tried at once, and those that only waited.
-    pub fn confirm(&mut self, registration: &RegistrationId, now: Instant) -> Confirmed {
-        self.terms.entry(registration.clone()).or_default().confirmed = Some(now + HOUR);
+    /// An operator confirms the deaths, at that site or at all: who is refused while so much of the hour is left ends.
+    /// The realms that were suspect, the grants that were refused, to be tried at once, and those that only waited.
+    pub fn confirm(
+        &mut self,
+        registration: &RegistrationId,
+        site: Option<&SiteId>,
+        left: Duration,
+        now: Instant,
+    ) -> Confirmed {
+        let terms = self.terms.entry(registration.clone()).or_default();
+        terms.confirmed.retain(|_, until| now < *until);
+        terms.confirmed.insert(site.cloned(), now + left.min(HOUR));
         let mut confirmed = Confirmed::default();
-        for (realm, ration) in self.rations.iter_mut().filter(|(realm, _)| realm.registration == *registration) {
+        let meant = |realm: &Realm| realm.registration == *registration && site.is_none_or(|site| *site == realm.site);
+        for (realm, ration) in self.rations.iter_mut().filter(|(realm, _)| meant(realm)) {
             confirmed.refused.extend(ration.refused.keys());
             if ration.suspicion.is_some() {
                 confirmed.sites.push(realm.site.clone());

@@ -251,7 +251,7 @@ fn an_operator_confirms_deaths_for_an_hour() {
     let mut ward = Ward::suspect();
     ward.admit(9);
     ward.now = 10;
-    let confirmed = ward.deaths.confirm(&ward.realm.registration.clone(), ward.at(10));
+    let confirmed = ward.deaths.confirm(&ward.realm.registration.clone(), None, HOUR, ward.at(10));
     assert_eq!(confirmed.sites, ["general".parse().unwrap()]);
     assert_eq!(confirmed.refused.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5].map(id));
     assert_eq!(confirmed.waiting, [id(9)]);
@@ -261,6 +261,23 @@ fn an_operator_confirms_deaths_for_an_hour() {
         ward.deaths.ended(id(n));
     }
     ward.now = 10 + 3600;
+    assert!(matches!(ward.refuse(200), Verdict::Presumed { .. }));
+}
+
+#[test]
+fn an_operator_may_confirm_the_deaths_of_one_site() {
+    let mut ward = Ward::suspect();
+    let registration = ward.realm.registration.clone();
+    let elsewhere = ward.deaths.confirm(&registration, Some(&"elsewhere".parse().unwrap()), HOUR, ward.at(10));
+    assert_eq!(elsewhere, Confirmed::default());
+    assert!(matches!(ward.refuse(0), Verdict::Suspect { new: false, .. }));
+    // What was said a while ago holds for the rest of its hour.
+    let left = Duration::from_secs(60);
+    let confirmed = ward.deaths.confirm(&registration, Some(&"general".parse().unwrap()), left, ward.at(10));
+    assert_eq!(confirmed.sites, ["general".parse().unwrap()]);
+    ward.now = 69;
+    assert_eq!(ward.refuse(0), Verdict::Dead);
+    ward.now = 70;
     assert!(matches!(ward.refuse(200), Verdict::Presumed { .. }));
 }
 

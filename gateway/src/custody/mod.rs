@@ -37,6 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     budget::Budget,
+    deaths::{HOUR, Realm, Refusals, Suspected},
     machine::Cause,
     outcome::RefreshOutcome,
     spill::{Spill, SpillFault},

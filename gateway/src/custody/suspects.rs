@@ -1,7 +1,6 @@
 //! What `deaths` decides, carried out: who is refused waits, who is freed tries again, and people hear of it.
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::{
     Custody, CustodyFault, Inner, RefreshAnswer,
-    deaths::{Confirmed, Deaths, FEW, HOUR, Realm, Relief, Verdict},
+    deaths::{Confirmed, Deaths, FEW, HOUR, Realm, Refusals, Relief, Verdict},
     entry::Entry,
     machine::{Action, Cause, Event},
     outcome::{Answer, Attempt},
@@ -50,11 +49,18 @@ impl Custody {
         self.0.suspects.deaths().changed(registration, left, self.0.now());
     }
 
-    /// An operator's word that a registration's refused refresh tokens are dead. Each is tried once more; whoever is
-    /// refused now, or within an hour, ends. How many are tried.
-    pub async fn confirm_deaths(&self, registration: &RegistrationId) -> usize {
-        let Confirmed { sites, refused, waiting } = self.0.suspects.deaths().confirm(registration, self.0.now());
-        tracing::warn!(%registration, refused = refused.len(), "an operator confirmed that refresh tokens are dead");
+    /// An operator's word, given so long ago, that a registration's refused refresh tokens are dead, at that site or at
+    /// all. Each is tried once more; whoever is refused now, or within the hour, ends. How many are tried.
+    pub async fn confirm_deaths(&self, registration: &RegistrationId, site: Option<&SiteId>, ago: Duration) -> usize {
+        let left = HOUR.saturating_sub(ago);
+        if left.is_zero() {
+            return 0;
+        }
+        let confirmed = self.0.suspects.deaths().confirm(registration, site, left, self.0.now());
+        let Confirmed { sites, refused, waiting } = confirmed;
+        let at = site.map_or("all sites", SiteId::as_str);
+        tracing::warn!(%registration, at, refused = refused.len(), "an operator confirmed that refresh tokens are dead");
+        self.0.suspects.changed.notify_one();
         for site in &sites {
             self.0.context.events.suspect(registration, site, false);
         }
@@ -65,9 +71,9 @@ impl Custody {
         refused.len()
     }
 
-    /// The registrations that are suspect in this process, and at which sites.
-    pub fn suspects(&self) -> BTreeSet<(RegistrationId, SiteId)> {
-        self.0.suspects.deaths().suspects()
+    /// Whom EHRs refuse at present as this process sees it, suspect or not.
+    pub fn refusals(&self) -> Vec<Refusals> {
+        self.0.suspects.deaths().refusals(self.0.now())
     }
 }
 
@@ -109,7 +115,10 @@ impl Inner {
                 self.relieve(&realm, relief);
                 return Ok(Answer::Tokens);
             }
-            RefreshAnswer::Refused { meaning: Meaning::Dead, retry_after, .. } => retry_after,
+            RefreshAnswer::Refused { meaning: Meaning::Dead, retry_after, detail } => {
+                self.suspects.deaths().heard(&realm, detail.clone());
+                retry_after
+            }
             other => return Ok(kind(other)),
         };
         self.still(entry, &case.grant).await?;

@@ -174,19 +174,28 @@ async fn a_restart_ends_nobody() {
 async fn an_operator_confirms_the_deaths() {
     let (town, grants) = refused(10).await;
     let registration = "viewer-epic".parse().unwrap();
-    assert_eq!(town.custody.suspects().len(), 1);
+    let refusals = town.custody.refusals();
+    let [refusal] = refusals.as_slice() else { panic!("{refusals:?}") };
+    assert_eq!((refusal.refused, refusal.waiting, refusal.answer.as_deref()), (6, 4, Some("400 invalid_grant")));
+    let suspicion = refusal.suspicion.unwrap();
+    assert_eq!((suspicion.next - suspicion.since, refusal.confirmed), (secs(60), None));
     // One was not dead: it is tried like the others.
     town.hospital.says(None);
     grants[1..].iter().for_each(|grant| town.hospital.buries(*grant));
-    assert_eq!(town.custody.confirm_deaths(&registration).await, 6);
+    // Said of another site, or longer ago than an hour, it is nothing.
+    let (general, other) = ("general".parse().unwrap(), "other".parse().unwrap());
+    assert_eq!(town.custody.confirm_deaths(&registration, Some(&other), secs(0)).await, 0);
+    assert_eq!(town.custody.confirm_deaths(&registration, None, secs(3600)).await, 0);
+    assert_eq!(town.custody.refusals(), refusals);
+    assert_eq!(town.custody.confirm_deaths(&registration, Some(&general), secs(0)).await, 6);
     town.until(|counted| counted.ended.len() == 9).await;
-    assert!(town.custody.suspects().is_empty());
+    assert_eq!(town.custody.refusals(), []);
     assert_eq!(town.counted().suspect.last(), Some(&("general".to_owned(), false)));
     assert!(town.bearer(grants[0]).await.is_ok());
     for grant in &grants[1..] {
         assert_eq!(town.bearer(*grant).await.unwrap_err(), DEAD);
     }
-    assert_eq!(town.custody.confirm_deaths(&"another".parse().unwrap()).await, 0);
+    assert_eq!(town.custody.confirm_deaths(&"another".parse().unwrap(), None, secs(0)).await, 0);
 }
 
 #[tokio::test(start_paused = true)]
