@@ -144,6 +144,39 @@ impl Running {
 /// # Errors
 /// What keeps it from serving, in words for its operator.
 pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
+    let mut begun = Begun::default();
+    let started = begin(config, ports, &mut begun).await;
+    if started.is_err() {
+        begun.undo().await;
+    }
+    started
+}
+
+/// What a start has begun that others see, or that must be ended in order.
+#[derive(Default)]
+struct Begun {
+    store: Option<SharedStore>,
+    replicas: Option<Replicas>,
+    custody: Option<Custody>,
+}
+
+impl Begun {
+    /// After a start that was refused: the other processes must not wait for the silence of this one, and what it has
+    /// asked of the store is answered before that is closed.
+    async fn undo(self) {
+        if let Some(custody) = self.custody {
+            custody.shutdown().await;
+        }
+        if let Some(replicas) = self.replicas {
+            replicas.leave().await;
+        }
+        if let Some(store) = self.store {
+            store.close().await;
+        }
+    }
+}
+
+async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Result<Running> {
     // Once in a process; whoever came first chose the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
@@ -159,6 +192,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let unreadable = spill.as_ref().map(Spill::refused).unwrap_or_default();
     let pages = Arc::new(Pages::new(sealer.clone()));
     let store = store::open(&config.store.url, sealer.clone(), &schema).await.context("the store cannot be opened")?;
+    begun.store = Some(store.clone());
     let boot = BootId(entropy::uuid4(&*entropy));
     let rotation = Arc::new(SealRotation::new(store.clone(), sealer));
     let admin_socket = match config.admin_socket() {
@@ -204,6 +238,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     let replicas = Replicas::join(store.clone(), clock.clone(), metrics.clone(), boot, rotation.clone(), max_stale)
         .await
         .context("this process may not serve from the store")?;
+    begun.replicas = Some(replicas.clone());
     let bearers = Arc::new(Bearers::new(store.clone(), clock.clone(), replicas.clone()));
     let signer = Signer::start(store.clone(), clock.clone()).await?;
     let words = Arc::new(Words {
@@ -224,6 +259,7 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
         token_timeout: timeouts.token,
         spill,
     });
+    begun.custody = Some(custody.clone());
     {
         let (bearers, custody) = (bearers.clone(), custody.clone());
         replicas.follow(move |grant| {
@@ -237,8 +273,6 @@ pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Running> {
     // Before readiness, and what can be stored is stored before a start is refused.
     custody.recover().await;
     if !unreadable.is_empty() {
-        custody.shutdown().await;
-        store.close().await;
         anyhow::bail!("store.spill: {unreadable}");
     }
     let oauth = Arc::new(OAuth {
