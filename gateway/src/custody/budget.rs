@@ -55,6 +55,15 @@ struct Queue {
 pub(super) struct Room {
     budgets: Budgets,
     shared_by: Arc<str>,
+    taken: Instant,
+    called: bool,
+}
+
+impl Room {
+    /// A call goes to the EHR: what was taken counts for its minute.
+    pub fn call(&mut self) {
+        self.called = true;
+    }
 }
 
 impl Queue {
@@ -75,6 +84,13 @@ impl Queue {
         self.under_way += 1;
         if self.per_minute.is_some() {
             self.begun.push_back(now);
+        }
+    }
+
+    /// What was taken at that time made no call.
+    fn give_back(&mut self, taken: Instant) {
+        if let Some(index) = self.begun.iter().rposition(|at| *at == taken) {
+            self.begun.remove(index);
         }
     }
 
@@ -105,7 +121,11 @@ impl Budgets {
     /// For a refresh that is waited for.
     pub fn begin(&self, shared_by: &Arc<str>, now: Instant) -> Room {
         self.queues().entry(shared_by.clone()).or_default().begin(now);
-        Room { budgets: self.clone(), shared_by: shared_by.clone() }
+        self.room(shared_by, now)
+    }
+
+    fn room(&self, shared_by: &Arc<str>, taken: Instant) -> Room {
+        Room { budgets: self.clone(), shared_by: shared_by.clone(), taken, called: false }
     }
 
     /// For one that nobody waits for. None: it has its place in the queue, and comes out of [`Self::due`].
@@ -116,7 +136,7 @@ impl Budgets {
         let first = queue.waiting.last().is_none_or(|(latest, _)| *latest <= used);
         if first && queue.free_at(now).is_some_and(|at| at <= now) {
             queue.begin(now);
-            return Some(Room { budgets: self.clone(), shared_by: shared_by.clone() });
+            return Some(self.room(shared_by, now));
         }
         queue.waiting.insert((used, grant));
         queue.used.insert(grant, used);
@@ -167,6 +187,9 @@ impl Drop for Room {
     fn drop(&mut self) {
         if let Some(queue) = self.budgets.queues().get_mut(&self.shared_by) {
             queue.under_way = queue.under_way.saturating_sub(1);
+            if !self.called {
+                queue.give_back(self.taken);
+            }
         }
         self.budgets.0.changed.notify_one();
     }
@@ -229,14 +252,19 @@ mod tests {
         let (budgets, name) = budgets(100, Some(3));
         let start = Instant::now();
         let mut begun = Vec::new();
+        // What makes no call takes nothing of the minute.
+        for _ in 0..5 {
+            drop(budgets.begin(&name, start));
+        }
         for n in 0..10 {
-            if budgets.ask(&name, id(n), start, start).is_some() {
+            if let Some(mut room) = budgets.ask(&name, id(n), start, start) {
+                room.call();
                 begun.push(0);
             }
         }
         while begun.len() < 10 {
             for grant in budgets.due().await {
-                assert!(budgets.ask(&name, grant, start, Instant::now()).is_some());
+                budgets.ask(&name, grant, start, Instant::now()).unwrap().call();
                 begun.push(start.elapsed().as_secs());
             }
         }

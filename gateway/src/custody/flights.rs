@@ -10,7 +10,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::TaskTracker;
 
-type Board<K, V> = Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>;
+type Board<K, V> = Arc<Mutex<HashMap<K, watch::Sender<Option<V>>>>>;
 
 pub struct Flights<K, V> {
     board: Board<K, V>,
@@ -41,7 +41,7 @@ impl<K: Hash + Eq, V> Drop for Landing<K, V> {
 }
 
 /// The board is whole after a panic elsewhere: each change of it is one call.
-fn locked<K, V>(board: &Board<K, V>) -> MutexGuard<'_, HashMap<K, watch::Receiver<Option<V>>>> {
+fn locked<K, V>(board: &Board<K, V>) -> MutexGuard<'_, HashMap<K, watch::Sender<Option<V>>>> {
     board.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -62,11 +62,11 @@ where
         F: Future<Output = V> + Send + 'static,
     {
         let mut board = locked(&self.board);
-        if let Some(seat) = board.get(&key) {
-            return Seat(seat.clone());
+        if let Some(flight) = board.get(&key) {
+            return Seat(flight.subscribe());
         }
         let (work, (publish, seat)) = (start(), watch::channel(None));
-        board.insert(key.clone(), seat.clone());
+        board.insert(key.clone(), publish.clone());
         // Before the spawn: a runtime that is stopping drops the task in place.
         drop(board);
         let landing = Landing { board: self.board.clone(), key };
@@ -83,7 +83,12 @@ where
 
     /// A seat in the flight of that key, if there is one.
     pub fn find(&self, key: &K) -> Option<Seat<V>> {
-        locked(&self.board).get(key).cloned().map(Seat)
+        locked(&self.board).get(key).map(|flight| Seat(flight.subscribe()))
+    }
+
+    /// Whether anybody has a seat in the flight of that key.
+    pub fn waited_for(&self, key: &K) -> bool {
+        locked(&self.board).get(key).is_some_and(|flight| flight.receiver_count() > 0)
     }
 
     #[cfg(test)]
@@ -148,7 +153,10 @@ mod tests {
     #[tokio::test]
     async fn callers_who_hang_up_cancel_nothing() {
         let (counted, (open, gate)) = (Counted::new(), oneshot::channel());
-        drop(counted.join(&mut Some(gate)));
+        let seat = counted.join(&mut Some(gate));
+        assert!(counted.flights.waited_for(&1));
+        drop(seat);
+        assert!(!counted.flights.waited_for(&1));
         tokio::task::yield_now().await;
         open.send(7).unwrap();
         counted.flights.landed().await;

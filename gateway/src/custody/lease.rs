@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Inner, LeaseMark,
+    budget::Room,
     entry::Entry,
     machine::{Action, Cause, Doubt, Event, LATE_WINNER, LEASE_TTL, patience},
     outcome::{Attempt, RefreshOutcome},
@@ -33,8 +34,7 @@ const BEAT: Duration = Duration::from_secs(LEASE_TTL.as_secs() / 3);
 /// Between looks at a grant that another process is at: soon at first, since most refreshes take less than a
 /// second, then so often as who waits would notice.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
-const WAITED_FOR: Duration = Duration::from_millis(500);
-const UNNOTICED: Duration = Duration::from_secs(2);
+const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// Leave to send, recorded.
 pub(super) struct Intent {
@@ -55,8 +55,9 @@ impl Inner {
         self.context.store.shared()
     }
 
-    /// Records the intent; nothing is sent unless that is durable. Waits while another process is at it.
-    pub(super) async fn intend(&self, entry: &Entry, case: &Case) -> Result<Intent, Landing> {
+    /// Records the intent; nothing is sent unless that is durable. Waits while another process is at it, without the
+    /// room of a call; where nobody waits here, the wheel does.
+    pub(super) async fn intend(&self, entry: &Entry, case: &Case, room: &mut Option<Room>) -> Result<Intent, Landing> {
         let grant = &case.grant;
         let give_up = self.now() + self.context.token_timeout + LATE_WINNER + LEASE_TTL;
         let mut unfinished = match grant.state {
@@ -65,6 +66,7 @@ impl Inner {
         };
         let mut distance = FIRST_LOOK;
         while self.now() < give_up {
+            room.get_or_insert_with(|| self.budgets.begin(&entry.budget, self.now()));
             let wall = self.context.clock.now();
             let begun =
                 self.context.store.begin_refresh(grant.id, grant.generation, self.context.replicas.me(), wall).await;
@@ -104,7 +106,12 @@ impl Inner {
                     }
                 }
             };
-            unfinished = Some(self.watch(entry, case, until.min(self.now() + BEAT), &mut distance).await?);
+            *room = None;
+            let until = until.min(self.now() + BEAT);
+            if !self.flights.waited_for(&(entry.id, case.flight.number)) {
+                return Err(Landing::Watching(until));
+            }
+            unfinished = Some(self.watch(entry, case, until, &mut distance).await?);
         }
         Err(self.held(entry, Cause::Elsewhere, None))
     }
@@ -141,8 +148,7 @@ impl Inner {
             if next >= until {
                 return Ok(unfinished);
             }
-            let longest = if now < entry.serves_until() { UNNOTICED } else { WAITED_FOR };
-            *distance = distance.saturating_mul(2).min(longest);
+            *distance = distance.saturating_mul(2).min(LAST_LOOK);
         }
     }
 

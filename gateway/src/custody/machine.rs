@@ -234,6 +234,8 @@ pub struct State {
     pub session_ends: Option<Instant>,
     /// Another process's lease, as it was last seen.
     pub contender: Option<Watched<Lease>>,
+    /// When it is looked at again though nobody asks: until then the wheel leaves it alone.
+    pub watched: Option<Instant>,
     pub ended: Option<EndReason>,
 }
 
@@ -273,6 +275,8 @@ pub enum Event {
     Tried,
     /// Its outcome is unknown.
     Doubtful(Doubt),
+    /// Another process is at it, and nobody waits here: it is looked at again then.
+    Watching(Instant),
     /// The grant is not idle: another process has served it.
     UsedElsewhere,
     /// Another process holds the lease; how long it must be seen to stand still ([`patience`]).
@@ -325,6 +329,7 @@ impl State {
             refused: None,
             session_ends: None,
             contender: None,
+            watched: None,
             ended: None,
         }
     }
@@ -375,6 +380,11 @@ impl State {
                 self.doubt = Some(doubt);
                 Action::Rest
             }
+            Event::Watching(until) => {
+                self.flight = Flight::None;
+                self.watched = Some(until);
+                Action::Rest
+            }
             Event::UsedElsewhere => {
                 self.flight = Flight::None;
                 Action::Rest
@@ -410,7 +420,7 @@ impl State {
             return Action::Serve;
         }
         match self.way(now) {
-            Way::Free if alive => self.fly(Action::ServeAndFly),
+            Way::Free if alive && self.watched.is_none_or(|until| until <= now) => self.fly(Action::ServeAndFly),
             _ if alive => Action::Serve,
             Way::Free => self.fly(Action::Fly),
             Way::Busy => Action::Join,
@@ -468,6 +478,7 @@ impl State {
 
     fn fly(&mut self, action: Action) -> Action {
         self.flight = Flight::Underway;
+        self.watched = None;
         action
     }
 
@@ -544,6 +555,7 @@ impl State {
         } else {
             self.times.due.max(self.blocked_until(self.times.due))
         };
+        let refresh = self.watched.map_or(refresh, |until| until.max(refresh));
         Some(self.session_end(rules).map_or(refresh, |end| end.min(refresh)))
     }
 

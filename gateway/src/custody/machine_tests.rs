@@ -124,6 +124,10 @@ enum Op {
         beat: i64,
         retried: bool,
     },
+    /// Another process is at it, and nobody waits here.
+    Watch {
+        seconds: u64,
+    },
     Keep,
     /// The answer goes to the spill, and is shared.
     Spill {
@@ -147,6 +151,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (0_u64..120).prop_map(|retry_after| Op::Hold { retry_after }),
         2 => Just(Op::Doubt),
         4 => (0_i64..2, prop::bool::weighted(0.2)).prop_map(|(beat, retried)| Op::Contest { beat, retried }),
+        2 => (1_u64..5).prop_map(|seconds| Op::Watch { seconds }),
         1 => Just(Op::Keep),
         2 => (prop_oneof![Just(300_u64), 1_u64..100], prop::bool::weighted(0.9))
             .prop_map(|(lifetime, refreshable)| Op::Spill { lifetime, refreshable }),
@@ -176,6 +181,7 @@ struct Model {
     refused: Option<u64>,
     /// Each look at another's lease since the last tokens: when, and its beat.
     looks: Vec<(u64, i64)>,
+    watched_until: u64,
     used: bool,
     ended: bool,
 }
@@ -216,6 +222,11 @@ impl Model {
         self.refreshable && !self.flying && self.now >= self.held_until && certain
     }
 
+    /// The same, and it is this process's turn to look what another has done.
+    fn left_alone(&self) -> bool {
+        self.free() && self.now >= self.watched_until
+    }
+
     fn forced_lately(&self) -> bool {
         self.forced.is_some_and(|at| self.now < at + 60)
     }
@@ -236,11 +247,17 @@ impl Model {
         self.now - at >= patience
     }
 
+    fn fly_if(&mut self, flies: bool) {
+        if flies {
+            (self.flying, self.watched_until) = (true, 0);
+        }
+    }
+
     fn check_ask(&mut self, action: Action) {
         self.used = true;
         match action {
-            Action::Serve => assert!(self.alive() && !(self.due() && self.free())),
-            Action::ServeAndFly => assert!(self.alive() && self.due() && self.free()),
+            Action::Serve => assert!(self.alive() && !(self.due() && self.left_alone())),
+            Action::ServeAndFly => assert!(self.alive() && self.due() && self.left_alone()),
             Action::Fly => assert!(!self.alive() && self.free()),
             Action::Join => assert!(!self.alive() && self.flying && !self.kept),
             Action::Unavailable { after, .. } => {
@@ -276,10 +293,10 @@ impl Model {
     fn check_wake(&self, action: Action) {
         let wanted = self.used || self.doubt_since.is_some();
         match action {
-            Action::Fly => assert!(self.free() && wanted && (self.due() || self.doubt_since.is_some())),
+            Action::Fly => assert!(self.left_alone() && wanted && (self.due() || self.doubt_since.is_some())),
             Action::End(_) => assert!(!self.refreshable && !self.alive() && !self.flying),
-            Action::Sleep(_) => assert!(!self.flying && (!self.due() || !self.free())),
-            Action::Rest => assert!(self.flying || !wanted || !self.free() || !self.due()),
+            Action::Sleep(_) => assert!(!self.flying && (!self.due() || !self.left_alone())),
+            Action::Rest => assert!(self.flying || !wanted || !self.left_alone() || !self.due()),
             other => panic!("the wheel is answered {other:?}"),
         }
     }
@@ -301,7 +318,7 @@ proptest! {
         let mut model = Model {
             shared, looks: Vec::new(), before, interval, grace, now: 0, issued: 0, lifetime: 300, refreshable: true,
             flying: false, kept: false, spilled: false, held_until: 0, doubt_since: None, forced: None,
-            refused: None, used: false, ended: false,
+            refused: None, watched_until: 0, used: false, ended: false,
         };
         for op in ops {
             let now = start + secs(model.now);
@@ -319,13 +336,13 @@ proptest! {
                     let event = if matches!(op, Op::Ask) { Event::Asked } else { Event::Refused { current: false } };
                     let (action, _) = step(event);
                     model.check_ask(action);
-                    model.flying |= matches!(action, Action::Fly | Action::ServeAndFly | Action::End(_));
+                    model.fly_if(matches!(action, Action::Fly | Action::ServeAndFly | Action::End(_)));
                 }
                 Op::Refused { current: true } => {
                     let (action, _) = step(Event::Refused { current: true });
                     model.check_refused(action);
                     if action == Action::Fly {
-                        model.flying = true;
+                        model.fly_if(true);
                         if !model.forced_lately() {
                             model.forced = Some(model.now);
                         }
@@ -334,7 +351,7 @@ proptest! {
                 Op::Wake => {
                     let (action, _) = step(Event::Woken);
                     model.check_wake(action);
-                    model.flying |= matches!(action, Action::Fly | Action::End(_));
+                    model.fly_if(matches!(action, Action::Fly | Action::End(_)));
                 }
                 // The rest comes from flights only.
                 _ if !model.flying || model.ended => {}
@@ -346,7 +363,7 @@ proptest! {
                     let times = Times::new(&rules, secs(lifetime), Duration::ZERO, now);
                     step(Event::Renewed { times, refreshable });
                     (model.flying, model.kept, model.issued, model.lifetime) = (false, false, model.now, lifetime);
-                    (model.spilled, model.refused) = (false, None);
+                    (model.spilled, model.refused, model.watched_until) = (false, None, 0);
                     (model.refreshable, model.held_until, model.doubt_since) = (refreshable, 0, None);
                     model.looks.clear();
                     // Used in the very second of its renewal counts as used since.
@@ -358,7 +375,7 @@ proptest! {
                     let times = Times::new(&rules, secs(lifetime), Duration::ZERO, now);
                     step(Event::Spilled { times, refreshable });
                     (model.kept, model.spilled, model.issued, model.lifetime) = (true, true, model.now, lifetime);
-                    model.refused = None;
+                    (model.refused, model.watched_until) = (None, 0);
                     (model.refreshable, model.held_until, model.doubt_since) = (refreshable, 0, None);
                     model.looks.clear();
                     model.used = state.used == Some(now);
@@ -385,6 +402,10 @@ proptest! {
                     // The lowest die: exactly `Retry-After`.
                     step(Event::Held { cause: Cause::Passing, retry_after: Some(secs(retry_after)), die: 0 });
                     (model.flying, model.held_until) = (false, model.now + retry_after);
+                }
+                Op::Watch { seconds } => {
+                    step(Event::Watching(now + secs(seconds)));
+                    (model.flying, model.watched_until) = (false, model.now + seconds);
                 }
                 Op::Doubt => {
                     let doubt = Doubt::new(&rules, state.serves_until(), Duration::ZERO, now);

@@ -242,8 +242,8 @@ pub struct CustodyContext {
     pub spill: Option<Spill>,
 }
 
-/// A flight's end, for each who waits.
-type Flown = Result<Bearer, CustodyFault>;
+/// A flight's end, for each who waits. No bearer: another process is at it, which is waited for by asking again.
+type Flown = Result<Option<Bearer>, CustodyFault>;
 
 /// An entry and the number of its flight.
 type FlightKey = (GrantId, u64);
@@ -529,9 +529,11 @@ impl Inner {
                 }
             };
             if let Some(seat) = seat {
-                let bearer = seat.answer().await.unwrap_or(Err(CustodyFault::Unavailable { retry_after: SOON }))?;
-                entry.touch(self.now());
-                return Ok(Some(bearer));
+                let flown = seat.answer().await.unwrap_or(Err(CustodyFault::Unavailable { retry_after: SOON }))?;
+                if flown.is_some() {
+                    entry.touch(self.now());
+                    return Ok(flown);
+                }
             }
             // It has landed since the step, and the next one says something else; or its starter lost the processor
             // after its own step, and it is not on the board yet.
@@ -548,10 +550,7 @@ impl Inner {
     fn start_in(self: &Arc<Self>, entry: &Arc<Entry>, flight: Flight, job: Job, room: Room) -> Seat<Flown> {
         self.wheel.set(entry.id, None);
         let (inner, entry) = (self.clone(), entry.clone());
-        self.flights.join((entry.id, flight.number), || async move {
-            let _room = room;
-            inner.fly(entry, job, flight.generation).await
-        })
+        self.flights.join((entry.id, flight.number), || inner.fly(entry, job, flight, room))
     }
 
     // ---- what happens though nobody asks ---------------------------------------------------------------

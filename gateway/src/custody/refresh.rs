@@ -8,7 +8,8 @@ use mantel_adapters::profile::Meaning;
 
 use super::{
     CustodyFault, Flown, GrantPolicy, Inner, RefreshAnswer, SOON, SpillEvent,
-    entry::{self, Entry},
+    budget::Room,
+    entry::{self, Entry, Flight},
     machine::{Cause, Doubt, Event, Rules},
     outcome::{Answer, Attempt, Caller, Next, RefreshOutcome, Row, Stored, row},
     replay::{Kept, PATIENCE},
@@ -50,6 +51,8 @@ pub(super) enum Landing {
         doubt: Doubt,
         caller: Caller,
     },
+    /// Another process is at it, and nobody waits here: to be looked at again then.
+    Watching(Instant),
     /// It was to be ended, and another process served it so long ago that it is not idle.
     Used(Instant),
     Ended(EndReason),
@@ -58,6 +61,7 @@ pub(super) enum Landing {
 /// What a flight knows of its grant.
 pub(super) struct Case {
     pub grant: Grant,
+    pub flight: Flight,
     policy: GrantPolicy,
     pub rules: Rules,
     refresh: Secret<String>,
@@ -67,12 +71,12 @@ pub(super) struct Case {
 const STORE_TRIES: u32 = 3;
 
 impl Inner {
-    /// `generation`: of the tokens that the decision to fly looked at.
-    pub(super) async fn fly(self: Arc<Self>, entry: Arc<Entry>, job: Job, generation: i64) -> Flown {
+    /// `room`: for a call to the EHR.
+    pub(super) async fn fly(self: Arc<Self>, entry: Arc<Entry>, job: Job, flight: Flight, room: Room) -> Flown {
         let mut airborne = Airborne { inner: &self, entry: &entry, landed: false };
         let landing = match job {
-            Job::Refresh => self.refresh(&entry, generation).await,
-            Job::End(reason) => self.end(&entry, reason, generation).await,
+            Job::Refresh => self.refresh(&entry, flight, room).await,
+            Job::End(reason) => self.end(&entry, reason, flight.generation).await,
         };
         airborne.landed = true;
         self.land(&entry, landing)
@@ -84,11 +88,11 @@ impl Inner {
         let (event, caller) = match landing {
             Landing::Renewed { grant, age } => {
                 self.renew(entry, &grant, age, now);
-                return entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: SOON });
+                return entry.alive(now).map(Some).ok_or(CustodyFault::Unavailable { retry_after: SOON });
             }
             Landing::Spilled { grant, kept, age } => {
                 self.show(entry, &grant, *kept, age);
-                return entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: SOON });
+                return entry.alive(now).map(Some).ok_or(CustodyFault::Unavailable { retry_after: SOON });
             }
             Landing::Held { cause, retry_after, caller } => {
                 let mut die = [0; 4];
@@ -96,6 +100,11 @@ impl Inner {
                 (Event::Held { cause, retry_after, die: u32::from_le_bytes(die) }, caller)
             }
             Landing::Doubtful { doubt, caller } => (Event::Doubtful(doubt), caller),
+            Landing::Watching(until) => {
+                entry.step(Event::Watching(until), now);
+                self.wheel.set(entry.id, entry.next_wake(now));
+                return Ok(None);
+            }
             Landing::Used(at) => {
                 entry.touch(at);
                 (Event::UsedElsewhere, Caller::Old)
@@ -111,7 +120,9 @@ impl Inner {
                 self.forget(entry.id);
                 Err(CustodyFault::Ended(reason))
             }
-            Caller::Old | Caller::New => entry.alive(now).ok_or(CustodyFault::Unavailable { retry_after: after }),
+            Caller::Old | Caller::New => {
+                entry.alive(now).map(Some).ok_or(CustodyFault::Unavailable { retry_after: after })
+            }
             Caller::Unavailable => Err(match event {
                 Event::Held { cause, .. } => CustodyFault::of(cause, after),
                 _ => CustodyFault::Unavailable { retry_after: after },
@@ -121,19 +132,23 @@ impl Inner {
 
     // ---- before the request ----------------------------------------------------------------------------
 
-    async fn refresh(&self, entry: &Entry, generation: i64) -> Landing {
-        let case = match self.case(entry, generation).await {
+    async fn refresh(&self, entry: &Entry, flight: Flight, room: Room) -> Landing {
+        let mut room = Some(room);
+        let case = match self.case(entry, flight).await {
             Ok(case) => case,
             Err(landing) => return landing,
         };
         if let Some(landing) = self.denied(entry, &case) {
             return landing;
         }
-        let intent = match self.intend(entry, &case).await {
+        let intent = match self.intend(entry, &case, &mut room).await {
             Ok(intent) => intent,
             Err(landing) => return landing,
         };
         let beating = self.beating(&case, &intent);
+        if let Some(room) = &mut room {
+            room.call();
+        }
         let (began, mut attempt) = (self.now(), intent.attempt);
         loop {
             let sent = self.now();
@@ -159,7 +174,7 @@ impl Inner {
     }
 
     /// The grant as the store has it now, if it is still to be refreshed.
-    async fn case(&self, entry: &Entry, generation: i64) -> Result<Case, Landing> {
+    async fn case(&self, entry: &Entry, flight: Flight) -> Result<Case, Landing> {
         let grant = match self.context.store.grant(entry.id).await {
             Ok(Some(grant)) => grant,
             Ok(None) => return Err(Landing::Ended(EndReason::Expired)),
@@ -174,7 +189,7 @@ impl Inner {
         }
         let policy = self.context.policies.of(&grant);
         // The entry may know newer tokens by now, and nothing was decided about those.
-        if grant.generation > generation {
+        if grant.generation > flight.generation {
             if let Some(policy) = &policy {
                 self.context.events.refresh(&policy.vendor, &grant.site, RefreshOutcome::Moved);
             }
@@ -189,7 +204,7 @@ impl Inner {
             return Err(self.held(entry, Cause::Passing, None));
         };
         let rules = entry::rules(Some(&policy), self.among(entry.id));
-        Ok(Case { grant, policy, rules, refresh })
+        Ok(Case { grant, flight, policy, rules, refresh })
     }
 
     // ---- the request and its answer --------------------------------------------------------------------

@@ -6,8 +6,9 @@ use mantel_adapters::profile::Meaning;
 use super::{many::Many, world::*};
 use crate::{
     clock::Instant,
-    custody::{Bearer, CustodyFault, RefreshAnswer, RefreshOutcome},
-    store::{EndReason, GrantId, GrantState},
+    custody::{AT_ONCE, Bearer, CustodyFault, RefreshAnswer, RefreshOutcome},
+    entropy::uuid4,
+    store::{BootId, EndReason, GrantId, GrantState, Store as _},
 };
 
 fn token(served: Result<Bearer, CustodyFault>) -> String {
@@ -308,5 +309,51 @@ async fn who_is_refused_at_once_has_one_renewal() {
             assert_eq!(bearer.token.expose(), "access-2", "knows: {knows}");
         }
         assert_eq!(many.calls(), 1);
+    }
+}
+
+/// Many processes' worth of doubts: who waits out dead leases holds no room of the EHR's, and a call does.
+#[tokio::test(start_paused = true)]
+async fn what_is_waited_out_holds_no_room() {
+    const DOUBTS: usize = 10 * AT_ONCE;
+    let mut many = Many::new(0, 300, epic()).await;
+    let dead = BootId(uuid4(&*many.world.entropy));
+    let mut grants = Vec::new();
+    for _ in 0..DOUBTS {
+        grants.push(many.world.grant().await);
+    }
+    many.pass(secs(300)).await;
+    for grant in grants {
+        many.world.store.begin_refresh(grant, 1, dead, many.world.now()).await.unwrap();
+    }
+    let mut gates: Vec<_> = (0..AT_ONCE).map(|_| many.world.ehr.gate()).collect();
+    for _ in AT_ONCE..DOUBTS {
+        many.world.ehr.next(Reply::Answer(renewed()));
+    }
+    many.start().await;
+    many.pass(secs(59)).await;
+    assert_eq!(many.calls(), 0, "a late winner is waited for");
+    // By then each has been seen to stand still, not only those that came first.
+    many.pass(secs(5)).await;
+    assert_eq!((many.calls(), many.outcomes(RefreshOutcome::Renewed)), (AT_ONCE, 0), "a call holds its room");
+    let last = gates.pop().unwrap();
+    for gate in gates {
+        gate.send(Reply::Answer(renewed())).ok().unwrap();
+    }
+    many.pass(secs(5)).await;
+    assert_eq!((many.calls(), many.outcomes(RefreshOutcome::Renewed)), (DOUBTS, DOUBTS - 1));
+    drop(last);
+    // A look takes the store a read and a write that writes nothing.
+    let [reads, writes] = ["grant", "begin_refresh"].map(|operation| many.nodes[0].link.count(operation) / DOUBTS);
+    assert!(reads <= 30 && writes <= 25, "{reads} and {writes} for each");
+}
+
+fn renewed() -> RefreshAnswer {
+    RefreshAnswer::Tokens {
+        access: "access-2".into(),
+        refresh: Some("refresh-2".into()),
+        lifetime: Some(secs(3600)),
+        scope: None,
+        id_token: None,
     }
 }
