@@ -2,9 +2,15 @@
 
 mod collector;
 mod operator;
+mod registrar;
 mod registrations;
+mod voice;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -17,7 +23,7 @@ use mantel_adapters::{
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::operator::Operator;
+use self::{operator::Operator, registrar::Registrar, voice::ProcessVoice};
 use crate::{
     admin::{
         Admin,
@@ -28,7 +34,7 @@ use crate::{
     config::{Config, CustodyMode},
     custody::{
         Budget, Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
-        RefreshOutcome, SessionLimits, Spill, SpillEvent, TokenEndpoint,
+        RefreshOutcome, SessionLimits, Spill, SpillEvent, SpillFault, TokenEndpoint,
     },
     edge::{
         listen::{self, Settings},
@@ -195,6 +201,9 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
     begun.store = Some(store.clone());
     let boot = BootId(entropy::uuid4(&*entropy));
     let rotation = Arc::new(SealRotation::new(store.clone(), sealer));
+    let spilled = spill.as_ref().map(|spill| Ok::<_, SpillFault>((spill.id(&*entropy)?, spill.keys())));
+    let spilled = spilled.transpose().context("store.spill cannot be used")?;
+    let voice = Arc::new(ProcessVoice { rotation: rotation.clone(), spill: spilled, registrar: OnceLock::new() });
     let admin_socket = match config.admin_socket() {
         Some(path) if path.as_os_str().len() + 16 > LONGEST_PATH => {
             tracing::warn!(path = %path.display(), "server.admin_socket: the path is too long for a socket: commands \
@@ -235,7 +244,7 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
     let changed = registrations::changed(&store, &config, clock.now()).await;
     let config = Arc::new(ArcSwap::from_pointee(config));
 
-    let replicas = Replicas::join(store.clone(), clock.clone(), metrics.clone(), boot, rotation.clone(), max_stale)
+    let replicas = Replicas::join(store.clone(), clock.clone(), metrics.clone(), boot, voice.clone(), max_stale)
         .await
         .context("this process may not serve from the store")?;
     begun.replicas = Some(replicas.clone());
@@ -287,6 +296,10 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
         metrics: metrics.clone(),
     });
 
+    let registrar = Arc::new(Registrar::new(config.clone(), custody.clone(), clock.clone(), replicas.clone()));
+    // It is the only one that sets it.
+    let _ = voice.registrar.set(registrar.clone());
+
     let statements = Statements::new(ehrs.clone(), metrics.clone(), clock.clone(), handle.clone());
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let admin = Arc::new(Admin {
@@ -296,6 +309,7 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
         stop: stop.clone(),
     });
     tokio::spawn(admin.serve(admin_listener, end.clone()));
+    tokio::spawn(registrar.clone().hear(stop.clone()));
     if let Some(socket) = admin_socket {
         let grants = Operator {
             store: store.clone(),
@@ -304,7 +318,8 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
             custody: custody.clone(),
             words: words.clone(),
         };
-        let commands = Commands { rotation, live: replicas.present(), grants: Arc::new(grants) };
+        let commands =
+            Commands { rotation, live: replicas.present(), grants: Arc::new(grants), registrations: registrar };
         tokio::spawn(socket.serve(Arc::new(commands), stop.clone()));
     }
     let chores = Chores { store: store.clone(), signer, words, clock: clock.clone(), metrics: metrics.clone() };

@@ -1,6 +1,8 @@
 //! The command line of `mantel`.
 
 mod keys;
+mod reach;
+mod registrations;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -37,6 +39,8 @@ enum Command {
     Keys(keys::Keys),
     /// What users have authorised.
     Grants(keys::Grants),
+    /// What was filed at vendors' portals, and whether EHRs take it.
+    Registrations(registrations::Registrations),
 }
 
 #[derive(Args)]
@@ -56,6 +60,7 @@ impl Cli {
             Command::Check(from) => check(&Sources::of_process(from.config)),
             Command::Keys(keys) => keys.run(),
             Command::Grants(grants) => grants.run(),
+            Command::Registrations(registrations) => registrations.run(),
         }
     }
 }

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;
+use mantel_adapters::site::{RegistrationId, SiteId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{mpsc, watch};
 
 use crate::store::{
-    GrantId, Replica, StoreResult,
+    BootId, GrantId, RefusedClient, Replica, StoreResult,
     rotation::{self, SealKeyReport, SealRotation},
 };
 
 /// What can be told to a running gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// `GET /keys`
     Keys,
@@ -23,6 +24,10 @@ pub enum Command {
     RotateSeal,
     /// `POST /grants/{id}/end`
     EndGrant(GrantId),
+    /// `GET /registrations/suspects`
+    Suspects,
+    /// `POST /registrations/{id}/confirm-deaths`, `POST /registrations/{id}/sites/{site}/confirm-deaths`
+    ConfirmDeaths { registration: RegistrationId, site: Option<SiteId> },
 }
 
 impl Command {
@@ -32,21 +37,35 @@ impl Command {
             ("GET", ["keys"]) => Some(Self::Keys),
             ("POST", ["keys", "rotate-seal"]) => Some(Self::RotateSeal),
             ("POST", ["grants", id, "end"]) => Some(Self::EndGrant(GrantId(id.parse().ok()?))),
+            ("GET", ["registrations", "suspects"]) => Some(Self::Suspects),
+            ("POST", ["registrations", id, "confirm-deaths"]) => {
+                Some(Self::ConfirmDeaths { registration: id.parse().ok()?, site: None })
+            }
+            ("POST", ["registrations", id, "sites", site, "confirm-deaths"]) => {
+                Some(Self::ConfirmDeaths { registration: id.parse().ok()?, site: Some(site.parse().ok()?) })
+            }
             _ => None,
         }
     }
 
     /// For who sends it.
-    pub fn road(self) -> (Method, String) {
+    pub fn road(&self) -> (Method, String) {
         match self {
             Self::Keys => (Method::GET, "/keys".into()),
             Self::RotateSeal => (Method::POST, "/keys/rotate-seal".into()),
             Self::EndGrant(id) => (Method::POST, format!("/grants/{id}/end")),
+            Self::Suspects => (Method::GET, "/registrations/suspects".into()),
+            Self::ConfirmDeaths { registration, site: None } => {
+                (Method::POST, format!("/registrations/{registration}/confirm-deaths"))
+            }
+            Self::ConfirmDeaths { registration, site: Some(site) } => {
+                (Method::POST, format!("/registrations/{registration}/sites/{site}/confirm-deaths"))
+            }
         }
     }
 
-    const fn changes(self) -> bool {
-        !matches!(self, Self::Keys)
+    const fn changes(&self) -> bool {
+        !matches!(self, Self::Keys | Self::Suspects)
     }
 }
 
@@ -57,12 +76,28 @@ pub trait Grants: Send + Sync {
     async fn end(&self, id: GrantId) -> StoreResult<bool>;
 }
 
+/// What a gateway knows of its registrations, and is told.
+#[async_trait]
+pub trait Registrations: Send + Sync {
+    /// Whom EHRs refuse: what this process has seen, then what the others say.
+    fn refusals(&self) -> Vec<ProcessRefusals>;
+
+    /// An operator's word that a registration's refused refresh tokens are dead, at that site or at all. The error: what
+    /// is unknown, and what there is.
+    async fn confirm_deaths(
+        &self,
+        registration: &RegistrationId,
+        site: Option<&SiteId>,
+    ) -> Result<DeathsToldOf, String>;
+}
+
 /// What commands work on.
 pub struct Commands {
     pub rotation: Arc<SealRotation>,
     /// The processes that live, renewed every second.
     pub live: watch::Receiver<Vec<Replica>>,
     pub grants: Arc<dyn Grants>,
+    pub registrations: Arc<dyn Registrations>,
 }
 
 /// The keys, for `mantel keys list`.
@@ -87,6 +122,27 @@ pub struct ProcessReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantEnded {
     pub ended: bool,
+}
+
+/// Whom EHRs refuse, for `mantel registrations suspects`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalsReport {
+    /// The first is the one that was asked.
+    pub processes: Vec<ProcessRefusals>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRefusals {
+    pub boot: BootId,
+    pub refused: Vec<RefusedClient>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeathsToldOf {
+    /// Grants of this process that were refused, and are tried once more now.
+    pub tried: usize,
+    /// Other gateway processes, which hear it within a second or two.
+    pub others: usize,
 }
 
 /// A line that says why the command came to nothing.
@@ -134,7 +190,7 @@ impl Commands {
         let (tell, mut told) = mpsc::unbounded_channel::<Bytes>();
         let working = async {
             let tell = tell;
-            if let Err(error) = self.carry_out(command, &tell).await {
+            if let Err(error) = self.carry_out(&command, &tell).await {
                 let failed = Failed { failed: error.to_string() };
                 let _ = tell.send(line(&failed));
                 tracing::warn!(?command, %error, "an operator's command came to nothing");
@@ -158,7 +214,7 @@ impl Commands {
         }
     }
 
-    async fn carry_out(&self, command: Command, tell: &mpsc::UnboundedSender<Bytes>) -> StoreResult<()> {
+    async fn carry_out(&self, command: &Command, tell: &mpsc::UnboundedSender<Bytes>) -> anyhow::Result<()> {
         match command {
             Command::Keys => {
                 let live = self.live.borrow().clone();
@@ -171,8 +227,15 @@ impl Commands {
                 rotation::rotate(&self.rotation, self.live.clone(), &mut say).await?;
             }
             Command::EndGrant(id) => {
-                let ended = GrantEnded { ended: self.grants.end(id).await? };
+                let ended = GrantEnded { ended: self.grants.end(*id).await? };
                 let _ = tell.send(line(&ended));
+            }
+            Command::Suspects => {
+                let _ = tell.send(line(&RefusalsReport { processes: self.registrations.refusals() }));
+            }
+            Command::ConfirmDeaths { registration, site } => {
+                let told = self.registrations.confirm_deaths(registration, site.as_ref()).await;
+                let _ = tell.send(line(&told.map_err(anyhow::Error::msg)?));
             }
         }
         Ok(())
@@ -193,12 +256,17 @@ mod tests {
     #[test]
     fn each_command_is_parsed_from_its_road() {
         let grant = GrantId(uuid::Uuid::from_u128(7));
-        for command in [Command::Keys, Command::RotateSeal, Command::EndGrant(grant)] {
+        let registration: RegistrationId = "viewer-epic".parse().unwrap();
+        let dead = |site| Command::ConfirmDeaths { registration: registration.clone(), site };
+        let (everywhere, at_one) = (dead(None), dead(Some("general".parse().unwrap())));
+        let others = [Command::Keys, Command::RotateSeal, Command::EndGrant(grant), Command::Suspects];
+        for command in others.into_iter().chain([everywhere, at_one]) {
             let (method, path) = command.road();
             assert_eq!(Command::parse(&method, &path), Some(command));
             assert_eq!(Command::parse(&Method::PUT, &path), None);
         }
-        for path in ["/", "", "/keys/", "/grants/x/end", "/grants//end", "keys"] {
+        let unknown = ["/registrations/A%20B/confirm-deaths", "/registrations/a/sites//confirm-deaths"];
+        for path in ["/", "", "/keys/", "/grants/x/end", "/grants//end", "keys"].into_iter().chain(unknown) {
             assert_eq!(Command::parse(&Method::POST, path), None, "{path}");
         }
     }

@@ -1,5 +1,4 @@
-//! `mantel keys` and `mantel grants`: told to a gateway that runs, through its admin socket; else, with SQLite, done
-//! here under the file's lock.
+//! `mantel keys` and `mantel grants`.
 
 use std::{
     fs::OpenOptions,
@@ -7,29 +6,27 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use mantel::{
-    admin::{
-        client::Client,
-        commands::{self, Command, GrantEnded, KeysReport},
-    },
-    config::{Config, Sources, StoreUrl, load},
+    admin::commands::{self, Command, GrantEnded, KeysReport},
+    config::Config,
+    custody::Spill,
     entropy::{Entropy as _, SystemEntropy},
     secret::Secret,
     store::{
         GrantId, SealKeyState, Store as _,
-        rotation::{self, Progress, SealRotation},
-        sealing::Sealer,
-        sqlite::Sqlite,
+        rotation::{self, Progress},
     },
 };
 use tokio::sync::watch;
 
-use super::{FAULTS, From};
+use super::{
+    From,
+    reach::{Where, answer, configured, find},
+};
 
 #[derive(Args)]
 pub struct Keys {
@@ -89,22 +86,6 @@ impl Grants {
     }
 }
 
-type Work = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<ExitCode>>>>;
-
-/// Runs a command on what the configuration says.
-fn configured(from: From, work: impl FnOnce(Config) -> Work) -> anyhow::Result<ExitCode> {
-    match load(&Sources::of_process(from.config)) {
-        Ok(loaded) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(work(loaded.config))
-        }
-        Err(faults) => {
-            write!(io::stderr().lock(), "{faults}")?;
-            Ok(ExitCode::from(FAULTS))
-        }
-    }
-}
-
 fn new_seal(file: &Path) -> anyhow::Result<ExitCode> {
     let mut key = Secret::new([0_u8; 32]);
     SystemEntropy::new().fill(key.expose_mut());
@@ -119,52 +100,9 @@ fn new_seal(file: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-// ---- where --------------------------------------------------------------------------------------------
-
-/// Who does what is asked.
-enum Where {
-    Running(Client),
-    /// Nobody else has the file open, and nobody will until this is dropped.
-    Here(Arc<Sqlite>, SealRotation),
-}
-
-async fn find(config: &Config) -> anyhow::Result<Where> {
-    let socket = config.admin_socket();
-    if let Some(path) = &socket
-        && let Some(client) = Client::connect(path).await?
-    {
-        return Ok(Where::Running(client));
-    }
-    let nobody = match &socket {
-        Some(path) => format!("no gateway listens at {}", path.display()),
-        None => "`server.admin_socket` is not set".to_owned(),
-    };
-    let StoreUrl::Sqlite(Some(file)) = &config.store.url else {
-        bail!("{nobody}: with this store it is told to a running gateway, whichever of them")
-    };
-    if !file.exists() {
-        bail!("{nobody}, and there is no database at {}", file.display());
-    }
-    let sealer = Arc::new(Sealer::new(&config.store.seal)?);
-    let store = Sqlite::open(Some(file), sealer.clone()).await.with_context(|| nobody)?;
-    let store = Arc::new(store);
-    Ok(Where::Here(store.clone(), SealRotation::new(store, sealer)))
-}
-
-// ---- what ---------------------------------------------------------------------------------------------
-
 async fn list(config: &Config) -> anyhow::Result<ExitCode> {
     let report = match find(config).await? {
-        Where::Running(client) => {
-            let mut report = None;
-            client
-                .send(Command::Keys, |line| {
-                    report = Some(commands::read::<KeysReport>(line)?);
-                    Ok(())
-                })
-                .await?;
-            report.context("the gateway said nothing")?
-        }
+        Where::Running(client) => answer::<KeysReport>(client, Command::Keys).await?,
         Where::Here(store, rotation) => {
             let report = commands::keys(&rotation, &[]).await;
             store.close().await;
@@ -236,6 +174,17 @@ async fn rotate_seal(config: &Config) -> anyhow::Result<ExitCode> {
                 .await?;
         }
         Where::Here(store, rotation) => {
+            // What a gateway left in its spill goes to the store at its next start, which needs the key.
+            let directory = config.store.spill.as_deref();
+            let spilled = directory.map(Spill::keys_in).transpose()?.unwrap_or_default();
+            if let Some(key) = spilled.iter().find(|key| *key != rotation.sealer().prefers()) {
+                let directory = directory.unwrap_or(Path::new("")).display();
+                store.close().await;
+                bail!(
+                    "{directory}: answers of EHRs wait in this spill, sealed by {key:?}: start a gateway, which puts \
+                    them into the store, and give the command again"
+                );
+            }
             // The lock says that there is no other process.
             let (_watcher, live) = watch::channel(Vec::new());
             let rotated = rotation::rotate(&rotation, live, &mut show).await;
@@ -274,6 +223,13 @@ fn lines(progress: &Progress) -> Vec<String> {
             vec![format!("{key:?} is not needed any more: take it out of `store.seal` at the next restart")]
         }
         Progress::Kept { key, records } => vec![format!("{key:?} is still needed: {records} records are sealed by it")],
+        Progress::Left { key, replica } => {
+            vec![format!(
+                "{key:?} may still be needed: process {replica} went without a word, and may have left answers of EHRs in \
+                 its spill; start a gateway on that spill and give the command again (a day after it was last seen it is \
+                 not waited for)"
+            )]
+        }
         Progress::Done { writes_with, needed } if needed.is_empty() => {
             vec![format!("done: all records are sealed by {writes_with:?}")]
         }
@@ -287,13 +243,7 @@ async fn end_grant(config: &Config, grant: GrantId) -> anyhow::Result<ExitCode> 
     let Where::Running(client) = find(config).await? else {
         bail!("grants are ended by a running gateway, which revokes their tokens at the EHR")
     };
-    let mut ended = false;
-    client
-        .send(Command::EndGrant(grant), |line| {
-            ended = commands::read::<GrantEnded>(line)?.ended;
-            Ok(())
-        })
-        .await?;
+    let GrantEnded { ended } = answer(client, Command::EndGrant(grant)).await?;
     if !ended {
         bail!("there is no living grant {grant}");
     }

@@ -40,7 +40,7 @@ pub use self::{
     deaths::{HOUR, Realm, Refusals, Suspected},
     machine::Cause,
     outcome::RefreshOutcome,
-    spill::{Spill, SpillFault},
+    spill::{Spill, SpillFault, SpillKeys},
     wheel::Wheel,
 };
 use self::{
@@ -57,7 +57,7 @@ use crate::{
     entropy::SharedEntropy,
     replicas::Replicas,
     secret::Secret,
-    store::{EndReason, Grant, GrantFacts, GrantId, GrantState, SharedStore},
+    store::{BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, SharedStore},
 };
 
 /// An EHR's access token, and the generation of the grant that it belongs to.
@@ -606,8 +606,14 @@ impl Inner {
     /// Reads the store after a start, and whenever a process has come or gone: its share is another's then.
     async fn share(self: Arc<Self>) {
         let mut changes = self.context.replicas.changes();
+        let mut among: Option<Vec<BootId>> = None;
         loop {
-            self.read_all().await;
+            let living: Vec<_> = changes.borrow_and_update().iter().map(|replica| replica.boot).collect();
+            // What the others say of themselves moves no share.
+            if among.as_ref() != Some(&living) {
+                self.read_all().await;
+                among = Some(living);
+            }
             let changed = self.stop.run_until_cancelled(changes.changed()).await;
             if !matches!(changed, Some(Ok(()))) {
                 return;

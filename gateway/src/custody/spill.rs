@@ -11,10 +11,11 @@
 //! on it counts as durable.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -24,10 +25,11 @@ use uuid::Uuid;
 
 use crate::{
     clock::Timestamp,
+    entropy::{Entropy, uuid4},
     secret::Secret,
     store::{
         EhrTokens, GrantFacts, GrantId, StoreError,
-        sealing::{Place, Sealer},
+        sealing::{Place, Sealer, sealed_by},
     },
 };
 
@@ -39,6 +41,8 @@ const LONGEST: u64 = 4 << 20;
 const ANSWER: &str = "answer";
 const UNFINISHED: &str = "tmp";
 const BAD: &str = "bad";
+/// The spill's name, which the processes that hold it one after the other tell the others.
+const ID: &str = "id";
 
 /// What is wrong with a spill, or with one of its files, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +201,28 @@ fn named(path: &Path) -> Option<(GrantId, i64)> {
     known.then_some((GrantId(grant.parse().ok()?), consumed.parse().ok()?))
 }
 
+/// Which seal keys are needed to read what is in the spill: none of them may go before it is in the store.
+#[derive(Default)]
+pub struct SpillKeys(Mutex<BTreeMap<PathBuf, String>>);
+
+impl SpillKeys {
+    fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, String>> {
+        // Each change is whole even if somebody panicked beside it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Their ids.
+    pub fn ids(&self) -> Vec<String> {
+        self.files().values().cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn note(files: &mut BTreeMap<PathBuf, String>, path: &Path, content: &[u8]) {
+        if let Some(key) = content.get(MAGIC.len() + 1..).and_then(sealed_by) {
+            files.insert(path.to_owned(), key);
+        }
+    }
+}
+
 /// A spill directory, held by this process alone.
 pub struct Spill {
     directory: PathBuf,
@@ -206,6 +232,7 @@ pub struct Spill {
     /// Files that could not be read, each reported and left aside.
     pub(super) bad: usize,
     refused: Vec<SpillFault>,
+    keys: Arc<SpillKeys>,
     /// Let go with the process.
     _lock: File,
 }
@@ -219,10 +246,56 @@ impl Spill {
     pub fn open(directory: &Path, sealer: Arc<Sealer>) -> SpillResult<Self> {
         make(directory)?;
         let lock = lock(&directory.join("lock"))?;
-        let mut spill =
-            Self { directory: directory.into(), sealer, found: Vec::new(), bad: 0, refused: Vec::new(), _lock: lock };
+        let mut spill = Self {
+            directory: directory.into(),
+            sealer,
+            found: Vec::new(),
+            bad: 0,
+            refused: Vec::new(),
+            keys: Arc::default(),
+            _lock: lock,
+        };
         spill.read()?;
         Ok(spill)
+    }
+
+    /// Which seal keys are needed for what is in a directory that no process need hold; none, if there is no such
+    /// directory.
+    ///
+    /// # Errors
+    /// [`SpillFault::Io`].
+    pub fn keys_in(directory: &Path) -> SpillResult<Vec<String>> {
+        let keys = SpillKeys::default();
+        if directory.exists() {
+            for path in files(directory)?.into_iter().filter(|path| named(path).is_some()) {
+                SpillKeys::note(&mut keys.files(), &path, &fs::read(&path).map_err(at(&path))?);
+            }
+        }
+        Ok(keys.ids())
+    }
+
+    pub fn keys(&self) -> Arc<SpillKeys> {
+        self.keys.clone()
+    }
+
+    /// The spill's name: the same for each process that holds it.
+    ///
+    /// # Errors
+    /// [`SpillFault::Io`].
+    pub fn id(&self, entropy: &dyn Entropy) -> SpillResult<Uuid> {
+        let path = self.directory.join(ID);
+        if let Some(id) = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+            return Ok(id);
+        }
+        // There is none yet, or what was written of it before a power cut.
+        let (id, unfinished) = (uuid4(entropy), self.directory.join(format!("{ID}.{UNFINISHED}")));
+        fs::remove_file(&unfinished)
+            .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+            .and_then(|()| write(&unfinished, id.to_string().as_bytes()))
+            .and_then(|()| fs::rename(&unfinished, &path))
+            .and_then(|()| sync_directory(&self.directory))
+            .map_err(at(&path))?;
+        Ok(id)
     }
 
     /// The faults with which no gateway may serve, since it would treat grants as lost that are not.
@@ -231,14 +304,13 @@ impl Spill {
     }
 
     fn read(&mut self) -> SpillResult<()> {
-        let mut paths: Vec<PathBuf> = fs::read_dir(&self.directory)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-            .map_err(at(&self.directory))?;
-        paths.sort();
-        for path in paths {
+        for path in files(&self.directory)? {
             // A volume has files of its own, such as `lost+found`.
             let Some(name) = named(&path) else { continue };
-            let read = content(&path).and_then(|content| decode(&self.sealer, &path, name, &content));
+            let read = content(&path).and_then(|content| {
+                SpillKeys::note(&mut self.keys.files(), &path, &content);
+                decode(&self.sealer, &path, name, &content)
+            });
             match read {
                 Ok(answer) => self.found.push((path, answer)),
                 Err(fault) if fault.refuses() => self.refused.push(fault),
@@ -257,7 +329,13 @@ impl Spill {
         let name = format!("{}.{}.{}.{ANSWER}", answer.grant, answer.consumed, random.simple());
         let path = self.directory.join(&name);
         let unfinished = self.directory.join(format!("{name}.{UNFINISHED}"));
-        let content = encode(&self.sealer, answer).map_err(|error| at(&path)(io::Error::other(error)))?;
+        let content = {
+            // Who has read with which key this process writes, and then which ones are needed here, has missed none.
+            let mut keys = self.keys.files();
+            let content = encode(&self.sealer, answer).map_err(|error| at(&path)(io::Error::other(error)))?;
+            SpillKeys::note(&mut keys, &path, &content);
+            content
+        };
         let written = write(&unfinished, &content)
             .and_then(|()| fs::rename(&unfinished, &path))
             .and_then(|()| sync_directory(&self.directory));
@@ -265,6 +343,7 @@ impl Spill {
             // Nobody was told of it. What is left of it is no answer, or the same one.
             let _ = fs::remove_file(&unfinished);
             let _ = fs::remove_file(&path);
+            self.keys.files().remove(&path);
             return Err(at(&path)(error));
         }
         Ok(path)
@@ -274,7 +353,10 @@ impl Spill {
     pub(super) fn remove(&self, path: &Path) -> SpillResult<()> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
-            _ => sync_directory(&self.directory).map_err(at(path)),
+            _ => {
+                self.keys.files().remove(path);
+                sync_directory(&self.directory).map_err(at(path))
+            }
         }
     }
 
@@ -285,10 +367,18 @@ impl Spill {
             let name = path.file_name().unwrap_or_default();
             fs::rename(path, bad.join(name)).and_then(|()| sync_directory(&bad)).map_err(at(path))
         });
-        if let Err(fault) = moved {
-            tracing::error!(%fault, "it cannot be moved aside, and stays");
+        match moved {
+            Ok(()) => drop(self.keys.files().remove(path)),
+            Err(fault) => tracing::error!(%fault, "it cannot be moved aside, and stays"),
         }
     }
+}
+
+fn files(directory: &Path) -> SpillResult<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let mut paths: Vec<PathBuf> = entries.map_err(at(directory))?;
+    paths.sort();
+    Ok(paths)
 }
 
 fn make(directory: &Path) -> SpillResult<()> {

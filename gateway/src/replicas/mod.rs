@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use tokio::sync::watch as channel;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::watch::Others;
+use self::watch::{Others, Seen};
 use crate::{
     clock::{Instant, SharedClock},
     store::{BootId, GrantId, Replica, ReplicaFacts, SharedStore, StoreError, StoreResult, rotation::SealRotation},
@@ -50,11 +50,11 @@ pub trait Voice: Send + Sync {
     }
 
     /// After each look, which began after the last of these calls had ended. `present`: this process and all but those
-    /// that have certainly gone.
+    /// that have certainly gone; `gone`: those, of the last day, that went without a word.
     ///
     /// # Errors
     /// If the store does not serve.
-    async fn looked(&self, _present: &[Replica]) -> StoreResult<()> {
+    async fn looked(&self, _present: &[Replica], _gone: &[Replica]) -> StoreResult<()> {
         Ok(())
     }
 }
@@ -69,7 +69,8 @@ impl Voice for SealRotation {
         self.join().await
     }
 
-    async fn looked(&self, present: &[Replica]) -> StoreResult<()> {
+    async fn looked(&self, present: &[Replica], gone: &[Replica]) -> StoreResult<()> {
+        self.see_gone(present, gone);
         self.beat(present).await
     }
 }
@@ -184,13 +185,22 @@ impl Replicas {
         self.0.shared.as_ref().is_some_and(|shared| shared.age(now) > shared.max_stale)
     }
 
-    /// Stops watching, and takes this process off the list, so that the others need not wait for its silence.
+    /// Stops watching, and takes this process off the list, so that the others need not wait for its silence; but where
+    /// its spill holds answers, they must know of it.
     pub async fn leave(&self) {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
         let Some(shared) = &self.0.shared else { return };
-        match tokio::time::timeout(LONGEST, shared.store.forget_replica(self.0.me)).await {
+        let facts = self.0.voice.facts();
+        let told = async {
+            if facts.spill_keys.is_empty() {
+                return shared.store.forget_replica(self.0.me).await;
+            }
+            let wall = shared.clock.now();
+            shared.store.show_replica(self.0.me, &facts, wall.before(FORGOTTEN), wall).await.map(drop)
+        };
+        match tokio::time::timeout(LONGEST, told).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the others are not told that this process stops"),
             Err(_) => tracing::warn!("the others are not told that this process stops: the store does not answer"),
@@ -203,9 +213,9 @@ impl Replicas {
         let mut failing = false;
         while self.0.stop.run_until_cancelled(tick.tick()).await.is_some() {
             let looked = async {
-                self.look(&mut others).await?;
+                let gone = self.look(&mut others).await?;
                 let present = self.0.present.borrow().clone();
-                self.0.voice.looked(&present).await
+                self.0.voice.looked(&present, &gone).await
             };
             let looked = tokio::time::timeout(LONGEST, looked).await;
             match looked.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer in time".into()))) {
@@ -219,21 +229,21 @@ impl Replicas {
         }
     }
 
-    /// Shows this process, and sees who else does.
-    async fn look(&self, others: &mut Others) -> StoreResult<()> {
+    /// Shows this process, and sees who else does; who has gone without a word.
+    async fn look(&self, others: &mut Others) -> StoreResult<Vec<Replica>> {
         let facts = self.0.voice.facts();
         let Some(shared) = &self.0.shared else {
             let alone = vec![Replica { boot: self.0.me, beat: 0, facts }];
             self.0.present.send_replace(alone.clone());
             self.publish(alone);
-            return Ok(());
+            return Ok(Vec::new());
         };
         let wall = shared.clock.now();
         let shown = shared.store.show_replica(self.0.me, &facts, wall.before(FORGOTTEN), wall).await?;
-        let (living, present) = others.see(shown, self.0.me, shared.clock.monotonic());
+        let Seen { living, present, gone } = others.see(shown, self.0.me, shared.clock.monotonic());
         self.0.present.send_replace(present);
         self.publish(living);
-        Ok(())
+        Ok(gone)
     }
 
     fn publish(&self, living: Vec<Replica>) {

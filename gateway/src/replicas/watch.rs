@@ -20,11 +20,20 @@ const GAP: Duration = Duration::from_secs(3);
 #[derive(Default)]
 pub(super) struct Others(HashMap<BootId, Watched<i64>>);
 
+/// The processes on the store's list.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub living: Vec<Replica>,
+    /// Those that have not certainly gone.
+    pub present: Vec<Replica>,
+    /// Those that have, without a word.
+    pub gone: Vec<Replica>,
+}
+
 impl Others {
-    /// Of those on the store's list, the living, and those that have not certainly gone.
-    pub(super) fn see(&mut self, shown: Vec<Replica>, me: BootId, now: Instant) -> (Vec<Replica>, Vec<Replica>) {
+    pub(super) fn see(&mut self, shown: Vec<Replica>, me: BootId, now: Instant) -> Seen {
         self.0.retain(|boot, _| shown.iter().any(|it| it.boot == *boot));
-        let (mut living, mut present) = (Vec::new(), Vec::new());
+        let Seen { mut living, mut present, mut gone } = Seen::default();
         for replica in shown {
             let beat = self.0.entry(replica.boot).or_insert_with(|| Watched::new(replica.beat, now));
             beat.see(replica.beat, GAP, now);
@@ -32,11 +41,12 @@ impl Others {
             if !stands(QUIET) {
                 living.push(replica.clone());
             }
-            if !stands(GONE) {
-                present.push(replica);
+            match stands(GONE) {
+                false => present.push(replica),
+                true => gone.push(replica),
             }
         }
-        (living, present)
+        Seen { living, present, gone }
     }
 }
 
@@ -83,7 +93,9 @@ mod tests {
         let boots = |replicas: Vec<Replica>| replicas.into_iter().map(|it| it.boot).collect::<Vec<_>>();
         let named = |numbers: &[u128]| numbers.iter().map(|n| boot(*n)).collect::<Vec<_>>();
         for (seconds, beats, lives, stays) in looks {
-            let (living, present) = others.see(shown(beats), boot(1), start + Duration::from_secs(*seconds));
+            let seen = others.see(shown(beats), boot(1), start + Duration::from_secs(*seconds));
+            let Seen { living, present, gone } = seen;
+            assert_eq!(present.len() + gone.len(), beats.len(), "after {seconds} s");
             assert_eq!(boots(living), named(lives), "after {seconds} s");
             assert_eq!(boots(present), named(stays), "after {seconds} s");
         }

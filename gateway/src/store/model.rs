@@ -438,4 +438,45 @@ pub struct ReplicaFacts {
     pub writes_with: String,
     /// Ids of those that its spill holds records of.
     pub spill_keys: Vec<String>,
+    /// The name of its spill, which outlives the process: whoever holds it next knows what is in it. None: it has
+    /// none.
+    pub spill: Option<Uuid>,
+    /// Whom EHRs refuse, as it sees it; the first of them where they are many.
+    pub refused: Vec<RefusedClient>,
+    /// What operators have told it lately of deaths.
+    pub confirmed: Vec<DeathsConfirmed>,
+}
+
+/// A client of ours at a site whose refresh tokens the EHR refuses, as one process sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedClient {
+    pub registration: RegistrationId,
+    pub site: SiteId,
+    pub client_id: String,
+    /// Grants whose refresh token was refused, and which have not ended.
+    pub refused: usize,
+    /// Grants that were not tried and wait with them.
+    pub waiting: usize,
+    /// The EHR's last refusal: its status, and the rule of the profile that it met.
+    pub answer: Option<String>,
+    /// None: so many are people's fate.
+    pub suspect: Option<SuspectClient>,
+    /// Until then whoever is refused ends, by an operator's word.
+    pub confirmed_until: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspectClient {
+    pub since: Timestamp,
+    /// When one of its grants tries next.
+    pub next_try: Timestamp,
+}
+
+/// An operator's word that a registration's refused refresh tokens are dead.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DeathsConfirmed {
+    pub registration: RegistrationId,
+    /// None: at all of its sites.
+    pub site: Option<SiteId>,
+    pub at: Timestamp,
 }

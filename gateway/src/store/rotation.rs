@@ -66,7 +66,11 @@ impl std::fmt::Display for Hindrance {
                 )
             }
             Self::Spilled { replica, key } => {
-                write!(f, "process {replica} has records in its spill that the key {key:?} has sealed")
+                write!(
+                    f,
+                    "process {replica} has answers of EHRs in its spill that the key {key:?} has sealed: they go to the \
+                     store as soon as that takes them from it"
+                )
             }
         }
     }
@@ -78,6 +82,8 @@ pub struct SealRotation {
     sealer: Arc<Sealer>,
     /// Whether the preferred key stood announced when the last look at the processes ended.
     announced: Mutex<bool>,
+    /// Processes that went without a word and may have left something in their spills.
+    left: Mutex<Vec<Replica>>,
 }
 
 /// What is to be done about the preferred key.
@@ -127,7 +133,7 @@ fn may_serve(sealer: &Sealer, known: &[KnownSealKey]) -> StoreResult<()> {
 
 impl SealRotation {
     pub fn new(store: SharedStore, sealer: Arc<Sealer>) -> Self {
-        Self { store, sealer, announced: Mutex::new(false) }
+        Self { store, sealer, announced: Mutex::new(false), left: Mutex::default() }
     }
 
     /// What the other processes must know of this one's keys; the rest is the caller's.
@@ -187,6 +193,21 @@ impl SealRotation {
         };
         *self.announced.lock().unwrap_or_else(PoisonError::into_inner) = announced;
         Ok(())
+    }
+
+    /// Who has gone without a word, of those that are remembered. What another process found in the same spill is
+    /// that one's to tell.
+    pub fn see_gone(&self, present: &[Replica], gone: &[Replica]) {
+        let taken_up = |spill| present.iter().any(|it| it.facts.spill == spill);
+        let left = gone.iter().filter(|it| it.facts.spill.is_some() && !taken_up(it.facts.spill));
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = left.cloned().collect();
+    }
+
+    /// The process that went without a word and may have left answers in its spill which the key has sealed.
+    fn left_behind(&self, key: &str) -> Option<BootId> {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = |it: &&Replica| it.facts.writes_with == key || it.facts.spill_keys.iter().any(|id| id == key);
+        left.iter().find(may).map(|it| it.boot)
     }
 
     /// Who keeps the preferred key from writing.

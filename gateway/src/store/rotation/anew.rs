@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{Hindrance, SealRotation};
-use crate::store::{Replica, Retired, SealKeyState, SealedTable, StoreResult};
+use crate::store::{BootId, Replica, Retired, SealKeyState, SealedTable, StoreResult};
 
 /// Records sealed anew in one go: each go is one short transaction.
 const BATCH: u32 = 100;
@@ -32,6 +32,8 @@ pub enum Progress {
     Retired { key: String },
     /// It is needed still: so many records are sealed by it.
     Kept { key: String, records: u64 },
+    /// It may be needed still: that process went without a word, and may have left answers in its spill.
+    Left { key: String, replica: BootId },
     /// All that could be done is done.
     Done { writes_with: String, needed: Vec<String> },
 }
@@ -63,6 +65,11 @@ pub async fn rotate(
     let mut needed = Vec::new();
     for key in rotation.store().seal_keys().await? {
         if key.id == target || key.state == SealKeyState::Retired {
+            continue;
+        }
+        if let Some(replica) = rotation.left_behind(&key.id) {
+            needed.push(key.id.clone());
+            tell(Progress::Left { key: key.id, replica });
             continue;
         }
         match rotation.store().retire_seal_key(&key.id).await? {
