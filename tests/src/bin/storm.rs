@@ -25,7 +25,7 @@ struct Arguments {
     seed: u64,
     /// What goes wrong; else everything
     #[arg(long, value_enum, value_delimiter = ',')]
-    faults: Vec<Fault>,
+    faults: Vec<FaultKind>,
     /// Patients at each of the ten EHRs, each with two apps; at most 10
     #[arg(long, default_value_t = 5)]
     patients: usize,
@@ -40,26 +40,6 @@ enum Store {
     Postgres,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Fault {
-    /// `kill -9` of a gateway
-    Kill,
-    /// SIGSTOP, and later SIGCONT
-    Stop,
-    /// PostgreSQL restarts, three ways, or stands still
-    Database,
-    /// The network to an EHR is cut, silent or slow
-    Ehr,
-    /// The network to PostgreSQL is cut, silent or slow
-    Store,
-    /// An EHR rotates, and its answer is lost
-    LostAnswer,
-    /// A gateway's disk is full
-    Disk,
-    /// A gateway's clock is an hour off
-    Clock,
-}
-
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
@@ -67,8 +47,8 @@ async fn main() -> Result<ExitCode> {
         bail!("--gateways {}: SQLite serves one; expected --store postgres", arguments.gateways);
     }
     let faults = match arguments.faults.as_slice() {
-        [] => FaultKind::ALL.to_vec(),
-        chosen => chosen.iter().map(|fault| kind(*fault)).collect(),
+        [] => FaultKind::value_variants().to_vec(),
+        chosen => chosen.to_vec(),
     };
     let report = storm::run(&Options {
         gateways: arguments.gateways,
@@ -83,17 +63,4 @@ async fn main() -> Result<ExitCode> {
     .await?;
     print!("{report}");
     Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-const fn kind(fault: Fault) -> FaultKind {
-    match fault {
-        Fault::Kill => FaultKind::Kill,
-        Fault::Stop => FaultKind::Stop,
-        Fault::Database => FaultKind::Database,
-        Fault::Ehr => FaultKind::Ehr,
-        Fault::Store => FaultKind::Store,
-        Fault::LostAnswer => FaultKind::LostAnswer,
-        Fault::Disk => FaultKind::Disk,
-        Fault::Clock => FaultKind::Clock,
-    }
 }

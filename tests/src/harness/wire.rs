@@ -50,8 +50,37 @@ struct Shared {
     /// Raised at each reset of all connections.
     resets: watch::Sender<u64>,
     losses: Mutex<Option<Losses>>,
-    lost_at: Mutex<Vec<i64>>,
+    follow: Mutex<Option<Recognise>>,
+    exchanges: Mutex<Vec<Exchange>>,
     counts: Counts,
+}
+
+/// A name for a request that is to be followed, from its first piece.
+type Recognise = fn(&[u8]) -> Option<String>;
+
+/// A request that was followed. Instants are in milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    pub name: String,
+    /// When it came to the wire.
+    pub sent: i64,
+    /// When the far end was given it; none: it never was.
+    pub forwarded: Option<i64>,
+    /// None: neither has come.
+    pub end: Option<(i64, Passage)>,
+}
+
+/// How a request ended on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// The near end has the first piece of the answer.
+    Answered,
+    /// The answer came and was not carried.
+    Swallowed,
+    /// The connection was reset here.
+    Cut,
+    /// The near end was gone before there was an answer.
+    HungUp,
 }
 
 /// Answers that are not to arrive.
@@ -64,6 +93,7 @@ struct Losses {
 struct Counts {
     connections: AtomicU64,
     reset: AtomicU64,
+    lost: AtomicU64,
 }
 
 /// What a wire has seen so far.
@@ -79,6 +109,20 @@ pub struct Seen {
 /// A connection that ends with a reset.
 struct Reset;
 
+/// One connection, and which of its requests is followed.
+struct Course<'a> {
+    shared: &'a Shared,
+    /// Its answer is not to arrive.
+    doomed: AtomicBool,
+    followed: Mutex<Option<usize>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
 impl Wire {
     /// Leads to these addresses, by turns; one that nobody listens on is passed over. They may be told later,
     /// by [`Wire::lead_to`].
@@ -93,7 +137,8 @@ impl Wire {
             conduct: watch::Sender::new(Conduct::OPEN),
             resets: watch::Sender::new(0),
             losses: Mutex::new(None),
-            lost_at: Mutex::default(),
+            follow: Mutex::new(None),
+            exchanges: Mutex::default(),
             counts: Counts::default(),
         });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -139,9 +184,14 @@ impl Wire {
         *lock(&self.shared.losses) = Some(Losses { to: to.as_bytes().to_vec(), times });
     }
 
-    /// When answers were swallowed, in milliseconds since 1970.
-    pub fn lost_at(&self) -> Vec<i64> {
-        lock(&self.shared.lost_at).clone()
+    /// Follows each request that is recognised from here on; [`Wire::exchanges`] tells.
+    pub fn follow(&self, recognise: Recognise) {
+        *lock(&self.shared.follow) = Some(recognise);
+    }
+
+    /// What was followed so far, as it came.
+    pub fn exchanges(&self) -> Vec<Exchange> {
+        lock(&self.shared.exchanges).clone()
     }
 
     pub fn seen(&self) -> Seen {
@@ -149,7 +199,7 @@ impl Wire {
         Seen {
             connections: counts.connections.load(Relaxed),
             reset: counts.reset.load(Relaxed),
-            lost: u64::try_from(lock(&self.shared.lost_at).len()).unwrap_or(u64::MAX),
+            lost: counts.lost.load(Relaxed),
         }
     }
 }
@@ -201,29 +251,21 @@ async fn carry(mut near: TcpStream, mut resets: watch::Receiver<u64>, shared: Ar
         return;
     };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    let doomed = AtomicBool::new(false);
+    let course = Course { shared: &shared, doomed: AtomicBool::new(false), followed: Mutex::new(None) };
     let end = {
         let (mut near_read, mut near_write) = near.split();
         let (mut far_read, mut far_write) = far.split();
         let both = async {
-            let up = pump(&mut near_read, &mut far_write, &shared, |piece| {
-                if shared.strikes(piece) {
-                    doomed.store(true, Relaxed);
-                }
-                true
-            });
-            let down = pump(&mut far_read, &mut near_write, &shared, |_| {
-                let lost = doomed.load(Relaxed);
-                if lost {
-                    lock(&shared.lost_at).push(jiff::Timestamp::now().as_millisecond());
-                }
-                !lost
-            });
+            let up = pump(&mut near_read, &mut far_write, &course, Way::Up);
+            let down = pump(&mut far_read, &mut near_write, &course, Way::Down);
             tokio::try_join!(up, down)
         };
         tokio::select! {
             end = both => end,
-            _ = resets.changed() => Err(Reset),
+            _ = resets.changed() => {
+                course.ended(Passage::Cut);
+                Err(Reset)
+            }
         }
     };
     if end.is_err() {
@@ -246,30 +288,86 @@ async fn connect(shared: &Shared) -> Option<TcpStream> {
     None
 }
 
-/// Carries one direction to its end. `pass` sees each piece; false resets the connection.
+/// Carries one direction to its end.
 async fn pump(
     from: &mut (impl tokio::io::AsyncRead + Unpin),
     to: &mut (impl tokio::io::AsyncWrite + Unpin),
-    shared: &Shared,
-    pass: impl Fn(&[u8]) -> bool,
+    course: &Course<'_>,
+    way: Way,
 ) -> Result<(), Reset> {
     let mut buffer = vec![0; 16 << 10];
     loop {
-        let Ok(count) = from.read(&mut buffer).await else { return Err(Reset) };
-        let Some(delay) = shared.passable().await else { return Err(Reset) };
+        let count = from.read(&mut buffer).await.unwrap_or_default();
+        let piece = buffer.get(..count).unwrap_or_default();
+        match (way, piece.is_empty()) {
+            (Way::Up, true) => course.ended(Passage::HungUp),
+            (Way::Up, false) => course.came(piece),
+            (Way::Down, _) => {}
+        }
+        let Some(delay) = course.shared.passable().await else {
+            course.ended(Passage::Cut);
+            return Err(Reset);
+        };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let piece = buffer.get(..count).unwrap_or_default();
         if piece.is_empty() {
             // The other direction goes on.
             let _ = to.shutdown().await;
             return Ok(());
         }
-        if !pass(piece) || to.write_all(piece).await.is_err() {
-            return Err(Reset);
+        match way {
+            Way::Up => course.forwards(piece),
+            Way::Down if course.doomed.load(Relaxed) => {
+                course.shared.counts.lost.fetch_add(1, Relaxed);
+                course.ended(Passage::Swallowed);
+                return Err(Reset);
+            }
+            Way::Down => {}
+        }
+        let carried = to.write_all(piece).await;
+        if way == Way::Down {
+            course.ended(if carried.is_ok() { Passage::Answered } else { Passage::HungUp });
+        }
+        carried.map_err(|_| Reset)?;
+    }
+}
+
+impl Course<'_> {
+    /// A piece has come from the near end.
+    fn came(&self, piece: &[u8]) {
+        let Some(name) = lock(&self.shared.follow).and_then(|recognise| recognise(piece)) else { return };
+        let mut exchanges = lock(&self.shared.exchanges);
+        exchanges.push(Exchange { name, sent: now(), forwarded: None, end: None });
+        *lock(&self.followed) = Some(exchanges.len() - 1);
+    }
+
+    /// A piece goes to the far end.
+    fn forwards(&self, piece: &[u8]) {
+        if self.shared.strikes(piece) {
+            self.doomed.store(true, Relaxed);
+        }
+        self.note(|exchange| {
+            exchange.forwarded.get_or_insert_with(now);
+        });
+    }
+
+    /// What is followed has ended, if it had not.
+    fn ended(&self, how: Passage) {
+        self.note(|exchange| exchange.end = Some((now(), how)));
+        *lock(&self.followed) = None;
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Exchange)) {
+        let Some(followed) = *lock(&self.followed) else { return };
+        if let Some(exchange) = lock(&self.shared.exchanges).get_mut(followed) {
+            change(exchange);
         }
     }
+}
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
 }
 
 impl Shared {
@@ -297,88 +395,5 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
-mod tests {
-    use super::*;
-
-    /// Answers each piece with the same.
-    async fn echo() -> (SocketAddr, JoinSet<()>) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((mut stream, _)) = listener.accept().await {
-                connections.spawn(async move {
-                    let (mut read, mut write) = stream.split();
-                    let _ = tokio::io::copy(&mut read, &mut write).await;
-                });
-            }
-        });
-        (address, tasks)
-    }
-
-    async fn ask(stream: &mut TcpStream, text: &str) -> std::io::Result<String> {
-        stream.write_all(text.as_bytes()).await?;
-        let mut answer = vec![0; text.len()];
-        stream.read_exact(&mut answer).await?;
-        Ok(String::from_utf8(answer).unwrap())
-    }
-
-    #[tokio::test]
-    async fn a_wire_is_cut_silent_slow_and_open_again() {
-        let (end, _echo) = echo().await;
-        let wire = Wire::start([end]).await.unwrap();
-        let mut stream = TcpStream::connect(wire.address()).await.unwrap();
-        assert_eq!(ask(&mut stream, "one").await.unwrap(), "one");
-
-        wire.conduct(Conduct::Silent);
-        let mut second = TcpStream::connect(wire.address()).await.unwrap();
-        for stream in [&mut stream, &mut second] {
-            let asked = tokio::time::timeout(Duration::from_millis(50), ask(stream, "two")).await;
-            assert!(asked.is_err(), "something passed");
-        }
-        wire.open();
-        let mut answer = [0; 3];
-        for stream in [&mut stream, &mut second] {
-            stream.read_exact(&mut answer).await.unwrap();
-            assert_eq!(&answer, b"two", "what was sent meanwhile comes later");
-        }
-
-        wire.conduct(Conduct::Carry(Duration::from_millis(40)));
-        let started = std::time::Instant::now();
-        assert_eq!(ask(&mut stream, "three").await.unwrap(), "three");
-        assert!(started.elapsed() >= Duration::from_millis(80));
-
-        wire.conduct(Conduct::Cut);
-        ask(&mut stream, "four").await.unwrap_err();
-        // The listener goes a moment after the connections.
-        while TcpStream::connect(wire.address()).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-        wire.open();
-        let mut again = loop {
-            if let Ok(stream) = TcpStream::connect(wire.address()).await {
-                break stream;
-            }
-            tokio::task::yield_now().await;
-        };
-        assert_eq!(ask(&mut again, "five").await.unwrap(), "five");
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_lost_once_and_an_absent_end_is_passed_over() {
-        let (end, _echo) = echo().await;
-        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
-        let wire = Wire::start([nobody, end]).await.unwrap();
-        wire.lose_answers("refresh", 1);
-        let connect = || TcpStream::connect(wire.address());
-        assert_eq!(ask(&mut connect().await.unwrap(), "a read").await.unwrap(), "a read");
-        ask(&mut connect().await.unwrap(), "a refresh").await.unwrap_err();
-        assert_eq!(ask(&mut connect().await.unwrap(), "a refresh").await.unwrap(), "a refresh");
-        while wire.seen().lost < 1 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(wire.seen().connections, 3);
-    }
-}
+#[path = "wire_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 //! faults of different kinds meet.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::journal::{FaultKind, Journal, What};
+use super::journal::{FaultKind, Journal, Place, What};
 use crate::{
     custody::interrupt::Die,
     harness::{
@@ -27,6 +28,9 @@ use crate::{
 /// Longer than a lease that nobody renews is respected (10 s).
 const BEYOND_LEASE: Duration = Duration::from_secs(12);
 
+/// So long a process may go by what it last read of its clock (`harness/cluster.rs`, `FAKETIME_CACHE_DURATION`).
+const CLOCK_READ: Duration = Duration::from_secs(1);
+
 /// A refresh request, as its form begins.
 const REFRESH: &str = "grant_type=refresh_token";
 
@@ -37,6 +41,8 @@ pub struct Storm {
     pub kinds: Vec<FaultKind>,
     pub seed: u64,
     pub end: Instant,
+    /// Gateways that are being killed or are stopped.
+    pub busy: std::sync::Mutex<BTreeSet<Place>>,
     /// What kept a track from doing its work.
     pub troubles: std::sync::Mutex<Vec<String>>,
 }
@@ -53,6 +59,10 @@ impl Storm {
         let die = |track: u64| Die::new(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ track);
         if has(FaultKind::Kill) || has(FaultKind::Stop) {
             tracks.spawn(self.clone().track(self.clone().gateways(die(1))));
+            if self.nodes.lock().await.len() > 1 {
+                // Two of several may be away at once.
+                tracks.spawn(self.clone().track(self.clone().gateways(die(7))));
+            }
         }
         if has(FaultKind::Ehr) || has(FaultKind::LostAnswer) {
             // Two, so that two EHRs may be away at once.
@@ -93,39 +103,54 @@ impl Storm {
     async fn gateways(self: Arc<Self>, die: Die) -> Result<()> {
         let kinds: Vec<FaultKind> =
             self.kinds.iter().copied().filter(|kind| matches!(kind, FaultKind::Kill | FaultKind::Stop)).collect();
-        while self.pause(&die, millis(1500), millis(3500)).await {
-            let (several, place) = {
-                let count = u64::try_from(self.nodes.lock().await.len())?;
-                (count > 1, usize::try_from(die.roll(count))?)
-            };
-            if choose(&die, &kinds) == Some(&FaultKind::Kill) {
-                let begun = self.journal.begin(What::Killed);
-                self.with(place, |node| node.gateway.kill()).await?;
-                sleep(die.within(millis(1500))).await;
-                self.with(place, |node| node.gateway.launch()).await?;
-                self.wait_ready(place).await?;
-                self.journal.end(begun);
-            } else {
-                let begun = self.journal.begin(What::Stopped);
-                self.with(place, |node| node.gateway.stop()).await?;
-                let beyond = several && die.roll(3) == 0;
-                let least = if beyond { BEYOND_LEASE } else { millis(500) };
-                self.last(&die, least, millis(2500)).await;
-                self.with(place, |node| node.gateway.resume()).await?;
-                self.journal.end(begun);
+        let count = u64::try_from(self.nodes.lock().await.len())?;
+        while self.pause(&die, millis(1000), millis(3000)).await {
+            let place = usize::try_from(die.roll(count))?;
+            if !self.busy().insert(place) {
+                continue;
             }
+            let struck = match choose(&die, &kinds) {
+                Some(FaultKind::Kill) => self.kill(&die, place).await,
+                _ => self.stop(&die, place, count > 1).await,
+            };
+            self.busy().remove(&place);
+            struck?;
         }
         Ok(())
     }
 
-    async fn with<T>(&self, place: usize, work: impl FnOnce(&mut Node) -> Result<T>) -> Result<T> {
+    async fn kill(&self, die: &Die, place: Place) -> Result<()> {
+        let begun = self.journal.begin(What::Killed(place));
+        self.with(place, |node| node.gateway.kill()).await?;
+        sleep(die.within(millis(1500))).await;
+        self.with(place, |node| node.gateway.launch()).await?;
+        self.wait_ready(place).await?;
+        self.journal.end(begun);
+        Ok(())
+    }
+
+    async fn stop(&self, die: &Die, place: Place, several: bool) -> Result<()> {
+        let begun = self.journal.begin(What::Stopped(place));
+        self.with(place, |node| node.gateway.stop()).await?;
+        let least = if several && die.roll(3) == 0 { BEYOND_LEASE } else { millis(500) };
+        self.last(die, least, millis(2500)).await;
+        self.with(place, |node| node.gateway.resume()).await?;
+        self.journal.end(begun);
+        Ok(())
+    }
+
+    fn busy(&self) -> std::sync::MutexGuard<'_, BTreeSet<Place>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn with<T>(&self, place: Place, work: impl FnOnce(&mut Node) -> Result<T>) -> Result<T> {
         let mut nodes = self.nodes.lock().await;
         work(nodes.get_mut(place).with_context(|| format!("there is no gateway {place}"))?)
     }
 
     /// Starts it again when it ends, as its service manager would: its store or disk may be away. After a while
     /// it is left alone.
-    async fn wait_ready(&self, place: usize) -> Result<()> {
+    async fn wait_ready(&self, place: Place) -> Result<()> {
         let ready = self.with(place, |node| Ok(format!("{}/health/ready", node.gateway.admin))).await?;
         for _ in 0..200 {
             if get(&ready, &[]).await.is_ok_and(|answer| answer.status == 200) {
@@ -203,16 +228,14 @@ impl Storm {
 
     async fn disks(self: Arc<Self>, die: Die) -> Result<()> {
         while self.pause(&die, millis(3000), millis(5000)).await {
-            let place = {
+            let (place, begun) = {
                 let nodes = self.nodes.lock().await;
                 let place = usize::try_from(die.roll(u64::try_from(nodes.len())?))?;
+                let begun = self.journal.begin(What::DiskFull(place));
                 // It may be killed at this moment.
-                match nodes.get(place) {
-                    Some(node) if node.fill_disk().is_ok() => place,
-                    _ => continue,
-                }
+                let _ = nodes.get(place).map(Node::fill_disk);
+                (place, begun)
             };
-            let begun = self.journal.begin(What::DiskFull);
             self.last(&die, millis(500), millis(2500)).await;
             if let Some(node) = self.nodes.lock().await.get(place) {
                 // A process that was started meanwhile has no limit.
@@ -223,18 +246,17 @@ impl Storm {
         Ok(())
     }
 
+    /// An hour off, either way, and right again, which is a step as well.
     async fn clocks(self: Arc<Self>, die: Die) -> Result<()> {
-        while self.pause(&die, millis(4000), millis(6000)).await {
-            let begun = self.journal.begin(What::ClockSet);
-            let nodes = self.nodes.lock().await;
-            if let (Some(node), Some(hours)) = (choose(&die, &nodes), choose(&die, &[-1, 0, 1])) {
-                node.set_clock(hours * 3600)?;
-            }
+        while self.pause(&die, millis(2000), millis(4000)).await {
+            let place = usize::try_from(die.roll(u64::try_from(self.nodes.lock().await.len())?))?;
+            let hour = if die.roll(2) == 0 { 3600 } else { -3600 };
+            let begun = self.journal.begin(What::ClockOff(place));
+            self.with(place, |node| node.set_clock(hour)).await?;
+            self.last(&die, millis(2000), millis(6000)).await;
+            self.with(place, |node| node.set_clock(0)).await?;
+            sleep(CLOCK_READ).await;
             self.journal.end(begun);
-        }
-        // The right time comes back with a step as well.
-        for node in self.nodes.lock().await.iter() {
-            node.set_clock(0)?;
         }
         Ok(())
     }

@@ -1,80 +1,105 @@
-//! What went wrong when: what each loss is later explained by.
+//! What went wrong when, as it was done: what each loss is later explained by.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
 
+use clap::ValueEnum;
+
 /// Which kinds of faults a storm has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum FaultKind {
+    /// `kill -9` of a gateway
     Kill,
+    /// SIGSTOP, and later SIGCONT
     Stop,
+    /// PostgreSQL restarts, three ways, or stands still
     Database,
+    /// The network to an EHR is cut, silent or slow
     Ehr,
+    /// The network to PostgreSQL is cut, silent or slow
     Store,
+    /// An EHR rotates, and its answer is lost
     LostAnswer,
+    /// A gateway's disk is full
     Disk,
+    /// A gateway's clock is an hour off, and is set right again
     Clock,
 }
 
-impl FaultKind {
-    pub const ALL: [Self; 8] =
-        [Self::Kill, Self::Stop, Self::Database, Self::Ehr, Self::Store, Self::LostAnswer, Self::Disk, Self::Clock];
-}
+/// A gateway, by its number.
+pub type Place = usize;
 
 /// One thing that went wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    Killed,
-    Stopped,
+    /// From the kill until its successor is ready.
+    Killed(Place),
+    Stopped(Place),
+    DiskFull(Place),
+    /// From the step until the step back.
+    ClockOff(Place),
     DatabaseRestarted,
     DatabasePaused,
+    StoreCut,
+    StoreSilent,
+    StoreSlow,
     /// Of this site.
     EhrCut(String),
     EhrSilent(String),
     EhrSlow(String),
     AnswersLost(String),
-    StoreCut,
-    StoreSilent,
-    StoreSlow,
-    DiskFull,
-    ClockSet,
     /// None of ours: a timer or a write of the storm's own came late.
     MachineSlow,
+}
+
+/// What it keeps from working.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern<'a> {
+    /// One gateway.
+    Gateway(Place),
+    /// The store, of all gateways.
+    Store,
+    /// The way to one EHR.
+    Ehr(&'a str),
+    /// The machine that all of it runs on.
+    Machine,
 }
 
 impl What {
     pub const fn text(&self) -> &'static str {
         match self {
-            Self::Killed => "gateway killed",
-            Self::Stopped => "gateway stopped",
+            Self::Killed(_) => "gateway killed",
+            Self::Stopped(_) => "gateway stopped",
+            Self::DiskFull(_) => "disk full",
+            Self::ClockOff(_) => "clock an hour off",
             Self::DatabaseRestarted => "database restarted",
             Self::DatabasePaused => "database paused",
+            Self::StoreCut => "store cut off",
+            Self::StoreSilent => "store silent",
+            Self::StoreSlow => "store slow",
             Self::EhrCut(_) => "EHR cut off",
             Self::EhrSilent(_) => "EHR silent",
             Self::EhrSlow(_) => "EHR slow",
             Self::AnswersLost(_) => "answers to be lost",
-            Self::StoreCut => "store cut off",
-            Self::StoreSilent => "store silent",
-            Self::StoreSlow => "store slow",
-            Self::DiskFull => "disk full",
-            Self::ClockSet => "clock set",
             Self::MachineSlow => "machine slow",
         }
     }
 
-    /// The one EHR that it concerns; none: all.
-    fn site(&self) -> Option<&str> {
+    pub fn concern(&self) -> Concern<'_> {
         match self {
-            Self::EhrCut(site) | Self::EhrSilent(site) | Self::EhrSlow(site) | Self::AnswersLost(site) => Some(site),
-            _ => None,
+            Self::Killed(place) | Self::Stopped(place) | Self::DiskFull(place) | Self::ClockOff(place) => {
+                Concern::Gateway(*place)
+            }
+            Self::DatabaseRestarted | Self::DatabasePaused | Self::StoreCut | Self::StoreSilent | Self::StoreSlow => {
+                Concern::Store
+            }
+            Self::EhrCut(site) | Self::EhrSilent(site) | Self::EhrSlow(site) | Self::AnswersLost(site) => {
+                Concern::Ehr(site)
+            }
+            Self::MachineSlow => Concern::Machine,
         }
-    }
-
-    /// Whether it keeps what a process has from being durable.
-    const fn delays_commits(&self) -> bool {
-        !matches!(self, Self::Killed | Self::AnswersLost(_) | Self::ClockSet)
     }
 }
 
@@ -88,7 +113,7 @@ pub struct Event {
 }
 
 impl Event {
-    fn overlaps(&self, from: i64, until: i64) -> bool {
+    pub fn overlaps(&self, from: i64, until: i64) -> bool {
         self.from <= until && self.until.is_none_or(|end| end >= from)
     }
 }
@@ -101,34 +126,8 @@ pub struct Journal(Mutex<Vec<Event>>);
 #[must_use]
 pub struct Begun(usize);
 
-/// Why an answer of an EHR may be lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Loss {
-    /// The answer was swallowed on purpose.
-    Swallowed,
-    /// The connection to the EHR was cut with the answer on its way.
-    CutOff,
-    /// The process was killed before the answer was durable.
-    Killed,
-}
-
-impl Loss {
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Swallowed => "answer swallowed",
-            Self::CutOff => "connection cut",
-            Self::Killed => "gateway killed before it was durable",
-        }
-    }
-}
-
-/// So long an undisturbed answer takes to be durable, on a busy machine.
-const COMMIT: i64 = 2_000;
-
-/// So far an event's own record may be off.
-const SLACK: i64 = 300;
-
 impl Journal {
+    /// To be called before the fault is made, and [`Self::end`] after it was mended: it lies between the two.
     pub fn begin(&self, what: What) -> Begun {
         let mut events = self.lock();
         events.push(Event { what, from: now(), until: None });
@@ -155,39 +154,8 @@ impl Journal {
         counts
     }
 
-    /// Whether anything was wrong for this site then, or shortly before or after.
-    pub fn disturbed(&self, site: &str, from: i64, until: i64) -> bool {
-        let near = |event: &&Event| event.overlaps(from - COMMIT, until + COMMIT);
-        self.lock().iter().filter(near).any(|event| event.what.site().is_none_or(|known| known == site))
-    }
-
-    /// What may have kept an answer that this site gave at that time from being durable. `swallowed`: when
-    /// answers were, from which the one that explains this is taken.
-    pub fn loss(&self, site: &str, answered: i64, swallowed: &mut Vec<i64>) -> Option<Loss> {
-        // An answer that a slow wire carries is swallowed later.
-        let near = |at: &i64| (answered - SLACK..=answered + COMMIT).contains(at);
-        if let Some(place) = swallowed.iter().position(near) {
-            swallowed.swap_remove(place);
-            return Some(Loss::Swallowed);
-        }
-        let events = self.lock();
-        let cut = |event: &Event| event.what == What::EhrCut(site.to_owned());
-        let on_its_way = |event: &Event| (answered - SLACK..=answered + COMMIT).contains(&event.from);
-        if events.iter().any(|event| cut(event) && on_its_way(event)) {
-            return Some(Loss::CutOff);
-        }
-        let killed = events.iter().filter(|event| event.what == What::Killed && event.from >= answered - SLACK);
-        let too_soon = |kill: &Event| {
-            // What held the commit up meanwhile counts for nothing.
-            let held: i64 = events
-                .iter()
-                .filter(|event| event.what.delays_commits() && event.overlaps(answered, kill.from))
-                .filter(|event| event.what.site().is_none_or(|known| known == site))
-                .map(|event| event.until.unwrap_or(kill.from).min(kill.from) - event.from.max(answered) + COMMIT)
-                .sum();
-            kill.from - answered <= COMMIT + held
-        };
-        killed.into_iter().any(too_soon).then_some(Loss::Killed)
+    pub fn events(&self) -> Vec<Event> {
+        self.lock().clone()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
@@ -198,39 +166,4 @@ impl Journal {
 /// Milliseconds since 1970.
 pub fn now() -> i64 {
     jiff::Timestamp::now().as_millisecond()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn journal(events: &[(What, i64, i64)]) -> Journal {
-        let event =
-            |(what, from, until): &(What, i64, i64)| Event { what: what.clone(), from: *from, until: Some(*until) };
-        Journal(Mutex::new(events.iter().map(event).collect()))
-    }
-
-    #[test]
-    fn a_loss_needs_a_cause_at_its_time_and_place() {
-        let cut = journal(&[(What::EhrCut("epic".into()), 100_000, 103_000)]);
-        assert_eq!(cut.loss("epic", 99_900, &mut vec![]), Some(Loss::CutOff));
-        assert_eq!(cut.loss("oracle", 99_900, &mut vec![]), None, "another EHR's cut");
-        assert_eq!(cut.loss("epic", 90_000, &mut vec![]), None, "long before");
-        assert_eq!(cut.loss("epic", 102_000, &mut vec![]), None, "nothing is answered over a wire that is cut");
-        let killed = journal(&[(What::Killed, 100_000, 101_000)]);
-        assert_eq!(killed.loss("epic", 99_000, &mut vec![]), Some(Loss::Killed));
-        assert_eq!(killed.loss("epic", 97_000, &mut vec![]), None, "it was durable by then");
-        let held = journal(&[(What::StoreCut, 96_000, 99_500), (What::Killed, 100_000, 101_000)]);
-        assert_eq!(held.loss("epic", 97_000, &mut vec![]), Some(Loss::Killed), "nothing was durable meanwhile");
-        let mut swallowed = vec![50_500];
-        assert_eq!(killed.loss("epic", 50_000, &mut swallowed), Some(Loss::Swallowed));
-        assert_eq!(killed.loss("epic", 50_000, &mut swallowed), None, "one swallowed answer explains one loss");
-    }
-
-    #[test]
-    fn a_disturbance_has_its_time_and_place() {
-        let slow = journal(&[(What::EhrSlow("epic".into()), 100_000, 103_000)]);
-        assert!(slow.disturbed("epic", 90_000, 100_000) && slow.disturbed("epic", 104_000, 110_000));
-        assert!(!slow.disturbed("oracle", 90_000, 110_000) && !slow.disturbed("epic", 80_000, 90_000));
-    }
 }

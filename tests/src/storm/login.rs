@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -65,6 +65,42 @@ pub struct Logout {
     pub since: i64,
     /// How long the app had been trying to refresh its own token.
     pub tried_for: i64,
+    /// Its refreshes whose answer it never got, of the whole login.
+    pub unheard: Vec<Attempt>,
+}
+
+/// A refresh of the app's own token that was given up.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub until: i64,
+    /// To which gateway; none: the front chose.
+    pub gateway: Option<usize>,
+}
+
+/// How many requests are under way, and were at most.
+#[derive(Default)]
+pub struct Crowd {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Crowd {
+    fn join(&self) -> Joined<'_> {
+        self.most.fetch_max(self.now.fetch_add(1, Relaxed) + 1, Relaxed);
+        Joined(self)
+    }
+
+    pub fn most(&self) -> usize {
+        self.most.load(Relaxed)
+    }
+}
+
+struct Joined<'a>(&'a Crowd);
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Relaxed);
+    }
 }
 
 /// What all logins share.
@@ -74,6 +110,10 @@ pub struct Callers {
     pub gateways: Vec<SocketAddr>,
     pub http: Connections,
     pub die: Die,
+    /// Requests under way.
+    pub crowd: Crowd,
+    /// Raised when all read at once.
+    pub herd: watch::Sender<u64>,
     /// Set at the end.
     pub stop: watch::Sender<bool>,
     /// Answers that no login should ever get.
@@ -100,6 +140,7 @@ struct Held {
     tokens: Tokens,
     since: i64,
     refreshed: Instant,
+    unheard: Vec<Attempt>,
 }
 
 /// How one read ended.
@@ -118,7 +159,7 @@ impl Login {
     ) -> Result<Self> {
         let since = now();
         let tokens = app.launch_as(&username).await.with_context(|| format!("{username} at {site}"))?;
-        let held = RwLock::new(Held { tokens, since, refreshed: Instant::now() });
+        let held = RwLock::new(Held { tokens, since, refreshed: Instant::now(), unheard: Vec::new() });
         Ok(Self {
             site,
             patient,
@@ -134,22 +175,18 @@ impl Login {
         })
     }
 
-    /// When this login was made.
-    pub fn since(&self) -> i64 {
-        self.held.read().unwrap_or_else(PoisonError::into_inner).since
-    }
-
     fn tokens(&self) -> Tokens {
         self.held.read().unwrap_or_else(PoisonError::into_inner).tokens.clone()
     }
 
     /// Reads until the end.
     pub async fn live(&self) {
-        let mut stop = self.callers.stop.subscribe();
+        let (mut stop, mut herd) = (self.callers.stop.subscribe(), self.callers.herd.subscribe());
         loop {
             let pause = PAUSE / 2 + self.callers.die.within(PAUSE);
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
+                _ = herd.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
             self.read().await;
@@ -165,7 +202,7 @@ impl Login {
         let held = self.tokens();
         let url = format!("{}/Patient/{}", self.app.base, self.patient);
         let bearer = format!("Bearer {}", held.access());
-        let Some(answer) = self.ask(Method::GET, &url, &[("authorization", &bearer)], "").await else {
+        let Some(answer) = self.ask(self.choose(), Method::GET, &url, &[("authorization", &bearer)], "").await else {
             self.reads.unheard.fetch_add(1, Relaxed);
             self.trouble("a read heard nothing".to_owned());
             return Read::Unheard;
@@ -199,11 +236,8 @@ impl Login {
 
     /// Each patient's data carries a mark of its own.
     fn check(&self, answer: &Answer) {
-        let body = answer.json().unwrap_or_default();
-        let marked = |tag: &Value| tag["system"] == MARK_SYSTEM && tag["code"] == self.mark.as_str();
-        let own = body["meta"]["tag"].as_array().is_some_and(|tags| tags.iter().any(marked));
-        if !own || body["id"] != self.patient.as_str() {
-            self.wrong(&format!("another's data: {}, expected {}", body["meta"]["tag"], self.mark));
+        if let Err(whose) = is_of(&answer.json().unwrap_or_default(), &self.patient, &self.mark) {
+            self.wrong(&whose);
         }
     }
 
@@ -240,7 +274,7 @@ impl Login {
                     if error != "invalid_grant" {
                         self.wrong(&format!("the token endpoint said {error}"));
                     }
-                    self.logged_out(Logout { at: now(), since: self.since(), tried_for: now() - first });
+                    self.logged_out(now() - first);
                     return self.launch_again().await;
                 }
                 answer => {
@@ -254,7 +288,12 @@ impl Login {
     }
 
     /// One login ends once, however often that is told while a new launch fails.
-    fn logged_out(&self, logout: Logout) {
+    fn logged_out(&self, tried_for: i64) {
+        let (since, unheard) = {
+            let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+            (held.since, held.unheard.clone())
+        };
+        let logout = Logout { at: now(), since, tried_for, unheard };
         let mut logouts = self.logouts.write().unwrap_or_else(PoisonError::into_inner);
         if logouts.last().is_none_or(|last| last.since != logout.since) {
             logouts.push(logout);
@@ -282,26 +321,82 @@ impl Login {
         held.refreshed = Instant::now();
         if let Some(since) = since {
             held.since = since;
+            held.unheard.clear();
         }
     }
 
     async fn post(&self, pairs: &[(&str, &str)]) -> Option<Answer> {
         let (headers, body) = self.app.token_request(pairs);
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.ask(Method::POST, &self.app.token, &headers, &body).await
+        let gateway = self.choose();
+        let answer = self.ask(gateway, Method::POST, &self.app.token, &headers, &body).await;
+        if answer.is_none() {
+            let attempt = Attempt { until: now(), gateway };
+            self.held.write().unwrap_or_else(PoisonError::into_inner).unheard.push(attempt);
+        }
+        answer
     }
 
     /// Two of three requests go to the front, the others to a gateway of chance.
-    async fn ask(&self, method: Method, url: &str, headers: &[(&str, &str)], body: &str) -> Option<Answer> {
+    fn choose(&self) -> Option<usize> {
+        let count = self.callers.gateways.len();
+        let chosen = self.callers.die.roll(u64::try_from(count).unwrap_or(1) * 3);
+        usize::try_from(chosen).ok().filter(|chosen| *chosen < count)
+    }
+
+    async fn ask(
+        &self,
+        gateway: Option<usize>,
+        method: Method,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Option<Answer> {
         let callers = &self.callers;
-        let chosen = callers.die.roll(u64::try_from(callers.gateways.len()).unwrap_or(1) * 3);
-        let gateway = usize::try_from(chosen).ok().and_then(|chosen| callers.gateways.get(chosen));
         let front = callers.front.to_string();
-        let url = match gateway {
+        let url = match gateway.and_then(|gateway| callers.gateways.get(gateway)) {
             Some(gateway) => url.replacen(&front, &gateway.to_string(), 1),
             None => url.to_owned(),
         };
+        let _joined = callers.crowd.join();
         let answer = call_over(&callers.http, method, &url, headers, body);
         tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
+    }
+}
+
+/// Whether a record is this patient's and bears the patient's mark, and no other's.
+fn is_of(record: &Value, patient: &str, mark: &str) -> Result<(), String> {
+    let tags = record["meta"]["tag"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let marks: Vec<&Value> = tags.iter().filter(|tag| tag["system"] == MARK_SYSTEM).map(|tag| &tag["code"]).collect();
+    if record["id"] == patient && marks == [mark] {
+        return Ok(());
+    }
+    Err(format!("another's data: {} with marks {marks:?}, expected {patient} with {mark}", record["id"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn another_patients_record_or_mark_is_seen() {
+        let record =
+            |id: &str, mark: &str| json!({ "id": id, "meta": { "tag": [{ "system": MARK_SYSTEM, "code": mark }] } });
+        assert_eq!(is_of(&record("one", "a"), "one", "a"), Ok(()));
+        assert!(is_of(&record("one", "b"), "one", "a").is_err(), "another's mark");
+        assert!(is_of(&record("two", "a"), "one", "a").is_err(), "another's record");
+        assert!(is_of(&json!({ "id": "one" }), "one", "a").is_err(), "no mark");
+        assert!(is_of(&Value::Null, "one", "a").is_err(), "no record");
+    }
+
+    #[test]
+    fn a_crowd_is_counted_at_its_most() {
+        let crowd = Crowd::default();
+        let (first, second) = (crowd.join(), crowd.join());
+        drop((first, second));
+        let _third = crowd.join();
+        assert_eq!(crowd.most(), 2);
     }
 }

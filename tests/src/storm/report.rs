@@ -11,6 +11,8 @@ pub struct Report {
     pub faults: BTreeMap<&'static str, usize>,
     pub account: Account,
     pub reads_per_second: f64,
+    /// Requests under way at the same time, at most.
+    pub at_once: usize,
     /// From the end of the faults until every login that was not in doubt worked.
     pub recovered: Option<Duration>,
     /// Logins whose refresh had an unknown outcome then.
@@ -32,7 +34,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{:<24}{:>7}{:>10}{:>8}{:>6}{:>8}{:>5}{:>5}{:>9}{:>10}{:>8}",
-            "site", "logins", "refreshes", "reads", "503", "502/504", "429", "403", "unheard", "one retry", "logouts"
+            "site", "logins", "refreshes", "reads", "503", "502/504", "429", "403", "unheard", "one try", "lost"
         )?;
         let lines = &self.account.lines;
         let mut all = super::account::Line { site: "all".into(), ..Default::default() };
@@ -65,7 +67,7 @@ impl fmt::Display for Report {
                 line.logouts
             )?;
         }
-        writeln!(f, "reads served: {:.0}/s", self.reads_per_second)?;
+        writeln!(f, "reads served: {:.0}/s; requests at once: up to {}", self.reads_per_second, self.at_once)?;
         let seconds =
             |time: Option<Duration>| time.map_or("never".into(), |time| format!("{:.1} s", time.as_secs_f64()));
         writeln!(
@@ -76,10 +78,10 @@ impl fmt::Display for Report {
             seconds(self.settled)
         )?;
         if self.account.logouts.is_empty() {
-            writeln!(f, "nobody was logged out")?;
+            writeln!(f, "logins lost: none")?;
         }
         for (cause, count) in &self.account.logouts {
-            writeln!(f, "logged out: {count}, {}", cause.text())?;
+            writeln!(f, "logins lost: {count}, {}", cause.text())?;
         }
         for violation in self.violations.iter().take(SHOWN) {
             writeln!(f, "VIOLATION {violation}")?;

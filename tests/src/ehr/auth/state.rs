@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::ehr::auth::{
-    client::{Client, Persona},
-    places::{Base, Profile},
-    scope::Scope,
+use crate::ehr::{
+    auth::{
+        client::{Client, Persona},
+        places::{Base, Profile},
+        scope::Scope,
+    },
+    jwt::s256,
 };
 
 /// Somebody who can sign in.
@@ -162,6 +165,8 @@ pub struct GrantView {
 /// A refresh token, without the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RefreshView {
+    /// By which it is known where it passed ([`s256`]).
+    pub digest: String,
     pub generation: u64,
     /// How often it was presented, refused or not.
     pub uses: u64,
@@ -235,9 +240,10 @@ impl State {
             *alive.entry(token.grant).or_default() += 1;
         }
         let mut refresh: HashMap<u64, Vec<RefreshView>> = HashMap::new();
-        for token in self.refresh.values() {
+        for (text, token) in &self.refresh {
             let RefreshToken { grant, generation, ref presented, spent } = *token;
-            let view = RefreshView { generation, uses: presented.len() as u64, presented: presented.clone(), spent };
+            let (digest, uses) = (s256(text), presented.len() as u64);
+            let view = RefreshView { digest, generation, uses, presented: presented.clone(), spent };
             refresh.entry(grant).or_default().push(view);
         }
         refresh.values_mut().for_each(|tokens| tokens.sort_by_key(|token| token.generation));

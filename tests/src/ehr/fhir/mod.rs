@@ -37,7 +37,7 @@ use http::{HeaderMap, Method};
 use serde_json::Value;
 
 use self::{access::Access, paging::Pages, store::Store};
-pub use self::{ids::PRACTICE, paging::SESSION_LIFE_MS, store::MARK_SYSTEM};
+pub use self::{ids::PRACTICE, paging::SESSION_LIFE_MS, read::BEYOND, store::MARK_SYSTEM};
 use super::contract::{Behaviour, Counters, FhirAnswer, FhirCall, Vendor};
 
 /// One simulated FHIR server, its records in memory.

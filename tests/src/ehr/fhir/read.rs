@@ -16,6 +16,9 @@ use super::{
 };
 use crate::ehr::contract::Vendor;
 
+/// Counts bearers that asked for a record of somebody else.
+pub const BEYOND: &str = "fhir:another's";
+
 pub fn read(house: &House, state: &State, asked: &Asked, rule: &TypeRule, id: &str) -> Result<Reply, Fault> {
     let permit = asked.access.permit(rule.name, Need::Read).ok_or_else(|| Fault::NoScope(rule.name.to_owned()))?;
     if let (Vendor::Epic, "Patient", Some(into)) = (house.vendor, rule.name, state.store.merged_into(id)) {
@@ -67,7 +70,10 @@ pub fn seen<'a>(
     match &newest.resource {
         Some(resource) if permit.admits(&state.store, &house.base, resource) => Ok(newest),
         None if visible(house, state, permit, versions) => Err(gone(rule, id)),
-        _ => Err(hidden(rule, id)),
+        _ => {
+            house.counters.count(BEYOND);
+            Err(hidden(rule, id))
+        }
     }
 }
 
