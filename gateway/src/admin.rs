@@ -15,7 +15,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{custody::Custody, store::SharedStore, telemetry::Metrics};
+use crate::{
+    clock::{Clock as _, SteadyClock, Timestamp},
+    custody::Custody,
+    store::SharedStore,
+    telemetry::Metrics,
+};
 
 /// A scraper or a probe; more at once are mistakes.
 const CONNECTIONS: usize = 64;
@@ -27,6 +32,9 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     pub store: SharedStore,
     pub custody: Custody,
+    pub clock: Arc<SteadyClock>,
+    /// The latest time that the store had seen when this process started.
+    pub latest: Timestamp,
     /// Set from the start of the shutdown: load balancers must look elsewhere first.
     pub stop: CancellationToken,
 }
@@ -92,6 +100,22 @@ impl Admin {
         }
     }
 
+    /// What is wrong with the clock keeps nobody from serving.
+    fn ready_and(&self) -> String {
+        let mut said = "ready\n".to_owned();
+        if let Some(seconds) = self.clock.off() {
+            let way = if seconds > 0 { "ahead of" } else { "behind" };
+            let seconds = seconds.abs();
+            said +=
+                &format!("the machine's clock is {seconds} s {way} the time by which records end: it was stepped\n");
+        }
+        let behind = self.clock.now().until(self.latest).as_secs();
+        if behind > 5 {
+            said += &format!("the time here is {behind} s behind the latest that the store had seen at the start\n");
+        }
+        said
+    }
+
     async fn ready(&self) -> Response<Full<Bytes>> {
         if self.stop.is_cancelled() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
@@ -100,7 +124,7 @@ impl Admin {
             Ok(Ok(())) if !self.custody.recovered() => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "the spill of an earlier process is not in the store yet\n")
             }
-            Ok(Ok(())) => text(StatusCode::OK, "ready\n"),
+            Ok(Ok(())) => text(StatusCode::OK, self.ready_and()),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "not ready");
                 text(StatusCode::SERVICE_UNAVAILABLE, "the store does not serve\n")
@@ -110,8 +134,8 @@ impl Admin {
     }
 }
 
-fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response

@@ -30,7 +30,7 @@ use crate::{
         commands::Commands,
         socket::{AdminSocket, LONGEST_PATH},
     },
-    clock::{SharedClock, SystemClock},
+    clock::{SharedClock, SteadyClock, SystemClock},
     config::{Config, CustodyMode},
     custody::{
         Budget, Custody, CustodyContext, CustodyEvents, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
@@ -190,6 +190,8 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
     let Ports { clock, entropy, roots, access_log, schema } = ports;
     let handle = Handle::current();
     let metrics = Metrics::new()?;
+    let steady = Arc::new(SteadyClock::new(clock, metrics.clone()));
+    let clock: SharedClock = steady.clone();
     let sealer = Arc::new(Sealer::new(&config.store.seal)?);
     let spill = match &config.store.spill {
         None => None,
@@ -241,6 +243,16 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
         proxies: config.server.behind_proxy.clone(),
         metrics: metrics.clone(),
     };
+    // A store in trouble tells nothing, and keeps no process from serving what the spill has.
+    let latest = store.see_time(clock.now()).await.unwrap_or_else(|_| clock.now());
+    metrics.clock_behind_store(clock.now().until(latest));
+    if clock.now().until(latest) > SLIGHTLY {
+        tracing::warn!(
+            seconds = clock.now().until(latest).as_secs(),
+            "the machine's clock is behind the latest time that the store has seen: it was set back while no gateway \
+             ran, or a gateway's clock is ahead; what has its end in the store ends later by that"
+        );
+    }
     let changed = registrations::changed(&store, &config, clock.now()).await;
     let config = Arc::new(ArcSwap::from_pointee(config));
 
@@ -306,6 +318,8 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
         metrics: metrics.clone(),
         store: store.clone(),
         custody: custody.clone(),
+        clock: steady,
+        latest,
         stop: stop.clone(),
     });
     tokio::spawn(admin.serve(admin_listener, end.clone()));
@@ -355,6 +369,9 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
     tracing::info!(%address, %admin_address, workers, "serving");
     Ok(Running { address, admin_address, stop, end, edge, custody, replicas, store, log })
 }
+
+/// Clocks that are kept by NTP differ by less.
+const SLIGHTLY: Duration = Duration::from_secs(5);
 
 /// Data-plane workers: one a core.
 fn cores() -> usize {
@@ -524,7 +541,7 @@ impl Chores {
                 biased;
                 () = stop.cancelled() => return,
                 _ = revoke.tick() => self.revoke().await,
-                _ = sweep.tick() => self.store.sweep(self.clock.now()).await.map(drop),
+                _ = sweep.tick() => self.sweep().await,
                 _ = keys.tick() => self.signer.refresh().await,
             };
             if let Err(error) = done {
@@ -532,6 +549,13 @@ impl Chores {
                 tracing::warn!(%error, "a chore of the store is put off");
             }
         }
+    }
+
+    async fn sweep(&self) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let latest = self.store.see_time(now).await?;
+        self.metrics.clock_behind_store(now.until(latest));
+        self.store.sweep(now).await.map(drop)
     }
 
     /// Revokes at the EHRs what has ended here (`custody.md`, "Ended means ended").

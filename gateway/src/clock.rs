@@ -1,5 +1,8 @@
-//! The two clocks. Wall time is for what is stored and for what protocols carry (`exp`, `Date`);
-//! deadlines and leases use monotonic time, so that a stepped clock breaks nothing.
+//! The clocks. Deadlines and leases use monotonic time. Wall time is for what is stored, so that it outlives the
+//! process, and for what protocols carry (`exp`, `Date`); of a machine whose clock may be stepped it comes from
+//! [`SteadyClock`], whose page says what a step does.
+
+mod steady;
 
 use std::{
     sync::{
@@ -11,6 +14,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 pub use tokio::time::Instant;
+
+pub use self::steady::{ClockWatch, SteadyClock, Step};
 
 /// Wall time in milliseconds since 1970 (Unix time).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,8 +73,17 @@ impl<T: PartialEq> Watched<T> {
 }
 
 pub trait Clock: Send + Sync {
-    /// Wall time.
+    /// Wall time, of records: what is to end an hour from now ends in an hour.
     fn now(&self) -> Timestamp;
+
+    /// Wall time as others are believed to have it: for what they judge (assertions, id_tokens), and for what
+    /// they say of their own.
+    fn civil(&self) -> Timestamp {
+        self.now()
+    }
+
+    /// An EHR's own time, as its answer said a moment ago.
+    fn witness(&self, _theirs: Timestamp) {}
 
     /// Monotonic time; obeys `tokio`'s paused time.
     fn monotonic(&self) -> Instant {
@@ -94,24 +108,29 @@ impl Clock for SystemClock {
 pub struct TestClock {
     start: Timestamp,
     at: Instant,
-    /// Milliseconds that it was set back.
-    back: AtomicI64,
+    /// Milliseconds that it was set forward.
+    ahead: AtomicI64,
 }
 
 impl TestClock {
     pub fn new(start: Timestamp) -> Self {
-        Self { start, at: Instant::now(), back: AtomicI64::new(0) }
+        Self { start, at: Instant::now(), ahead: AtomicI64::new(0) }
     }
 
     /// As an administrator would.
     pub fn set_back(&self, by: Duration) {
-        self.back.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.ahead.fetch_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// As an administrator would.
+    pub fn set_forward(&self, by: Duration) {
+        self.ahead.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         let Timestamp(now) = self.start.after(self.at.elapsed());
-        Timestamp(now - self.back.load(Ordering::Relaxed))
+        Timestamp(now + self.ahead.load(Ordering::Relaxed))
     }
 }

@@ -150,6 +150,7 @@ async fn of_all(store: &SharedStore) -> Vec<Called> {
         called.push(call("reseal", store.reseal(table, &[], 100)).await);
     }
     called.push(call("sweep", store.sweep(at(3600))).await);
+    called.push(call("see_time", store.see_time(NOW)).await);
     called.push(call("ping", store.ping()).await);
     called
 }

@@ -126,7 +126,7 @@ impl Worker {
             return cors::preflight(readers, origin, known);
         }
         let started = self.clock.monotonic();
-        let at = self.clock.now();
+        let at = self.clock.civil();
         let method = request.method().clone();
         let mut facts = Facts { token_came: request.headers().contains_key(header::AUTHORIZATION), ..Facts::default() };
         let span = if self.traced { traces::request(request.headers(), "fhir") } else { Span::none() };
@@ -185,7 +185,7 @@ impl Worker {
 
     async fn control(&self, request: Request<Incoming>, id: &str, origin: Option<&HeaderValue>) -> Response<Body> {
         let started = self.clock.monotonic();
-        let at = self.clock.now();
+        let at = self.clock.civil();
         let config = self.config.load_full();
         let readers = readers(request.uri().path());
         let known = origin.and_then(|origin| origin.to_str().ok()).is_some_and(|origin| config.knows_origin(origin));

@@ -312,7 +312,7 @@ impl Passage<'_> {
     }
 
     fn retry_after(&self, headers: &HeaderMap, status: u16) -> Option<Duration> {
-        let named = retry_after(headers, self.proxy.clock.now());
+        let named = retry_after(headers, self.proxy.clock.civil());
         match status {
             429 => Some(named.unwrap_or(THROTTLED)),
             503 => Some(named.unwrap_or(UNAVAILABLE)),

@@ -102,7 +102,7 @@ impl Signer {
     /// # Errors
     /// If there is no key, which [`Signer::start`] prevents, or it cannot sign.
     pub fn id_token(&self, issuer: &str, identity: &Identity<'_>) -> Result<String, Error> {
-        let now = self.clock.now();
+        let (now, told) = (self.clock.now(), self.clock.civil());
         let keys = self.keys.load();
         let key = signing(&keys, now).ok_or_else(|| Error::internal("no key signs id_tokens"))?;
         let mut header = Header::new(Algorithm::RS256);
@@ -111,8 +111,8 @@ impl Signer {
         claims.insert("iss".into(), issuer.into());
         claims.insert("sub".into(), identity.subject.into());
         claims.insert("aud".into(), identity.audience.into());
-        claims.insert("iat".into(), now.seconds().into());
-        claims.insert("exp".into(), now.after(ID_TOKEN_LIFETIME).seconds().into());
+        claims.insert("iat".into(), told.seconds().into());
+        claims.insert("exp".into(), told.after(ID_TOKEN_LIFETIME).seconds().into());
         if let Some(nonce) = identity.nonce {
             claims.insert("nonce".into(), nonce.into());
         }

@@ -189,5 +189,6 @@ links! {
     fn take_revocations(now: Timestamp, again: Timestamp, limit: u32) -> Vec<Revocation>;
     fn settle_revocation(id: Uuid, again: Option<Timestamp>) -> ();
     fn sweep(now: Timestamp) -> u64;
+    fn see_time(now: Timestamp) -> Timestamp;
     fn ping() -> ();
 }

@@ -295,8 +295,11 @@ pub trait Store: Send + Sync {
     /// Done, or to be tried again at a time.
     async fn settle_revocation(&self, id: uuid::Uuid, again: Option<Timestamp>) -> StoreResult<()>;
 
-    /// Forgets what has expired; how many records.
+    /// Forgets what has expired some hours ago; how many records.
     async fn sweep(&self, now: Timestamp) -> StoreResult<u64>;
+
+    /// Shows this process's time: the latest that any has shown, or this.
+    async fn see_time(&self, now: Timestamp) -> StoreResult<Timestamp>;
 
     /// Answers if reads and writes work.
     async fn ping(&self) -> StoreResult<()>;

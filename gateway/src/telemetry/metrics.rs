@@ -13,7 +13,11 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use crate::{config::Config, error::Side};
+use crate::{
+    clock::{ClockWatch, Step},
+    config::Config,
+    error::Side,
+};
 
 /// How a request ended, by whose fault it was if it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -209,6 +213,10 @@ pub struct Metrics {
     ends_polled: Gauge,
     spill_answers: IntCounterVec,
     spill_depth: IntGauge,
+    clock_steps: IntCounterVec,
+    clock_ahead: Gauge,
+    clock_ehr_ahead: Gauge,
+    clock_behind_store: Gauge,
     config_loaded: IntGauge,
     log_dropped: IntCounter,
     connections: IntGauge,
@@ -238,6 +246,12 @@ impl Metrics {
         };
         let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
             let one = IntGauge::new(name, help)?;
+            registry.register(Box::new(one.clone()))?;
+            Ok(one)
+        };
+
+        let seconds = |name: &str, help: &str| -> Result<Gauge, prometheus::Error> {
+            let one = Gauge::new(name, help)?;
             registry.register(Box::new(one.clone()))?;
             Ok(one)
         };
@@ -321,18 +335,33 @@ impl Metrics {
                 "mantel_replicas",
                 "Gateway processes on the store that show themselves, this one among them.",
             )?,
-            ends_polled: {
-                let help = "Seconds since the grants that ended at other processes were last read.";
-                let one = Gauge::new("mantel_ends_poll_age_seconds", help)?;
-                registry.register(Box::new(one.clone()))?;
-                one
-            },
+            ends_polled: seconds(
+                "mantel_ends_poll_age_seconds",
+                "Seconds since the grants that ended at other processes were last read.",
+            )?,
             spill_answers: counters(
                 "mantel_spill_answers_total",
                 "Answers of EHRs that the store did not take, by what became of them.",
                 &["event"],
             )?,
             spill_depth: gauge("mantel_spill_depth", "Answers that are in the spill and not in the store.")?,
+            clock_steps: counters(
+                "mantel_clock_steps_total",
+                "Steps of the machine's clock by more than two seconds, by direction.",
+                &["direction"],
+            )?,
+            clock_ahead: seconds(
+                "mantel_clock_ahead_seconds",
+                "Seconds by which the machine's clock is ahead of the time by which records end here.",
+            )?,
+            clock_ehr_ahead: seconds(
+                "mantel_clock_ehr_ahead_seconds",
+                "Seconds by which the clock of the EHR that answered last was ahead of the time that EHRs are told.",
+            )?,
+            clock_behind_store: seconds(
+                "mantel_clock_behind_store_seconds",
+                "Seconds by which the time here is behind the latest that any process has shown in the store.",
+            )?,
             config_loaded: gauge(
                 "mantel_config_loaded_timestamp_seconds",
                 "When the configuration in force was loaded (Unix time).",
@@ -486,6 +515,11 @@ impl Metrics {
         self.spill_depth.set(i64::try_from(answers).unwrap_or(i64::MAX));
     }
 
+    /// How far the latest time that the store has seen is ahead of ours.
+    pub fn clock_behind_store(&self, by: Duration) {
+        self.clock_behind_store.set(by.as_secs_f64());
+    }
+
     pub fn log_dropped(&self) {
         self.log_dropped.inc();
     }
@@ -506,5 +540,19 @@ impl Metrics {
         let mut text = Vec::with_capacity(64 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+impl ClockWatch for Metrics {
+    fn stepped(&self, step: Step) {
+        self.clock_steps.with_label_values(&[step.text()]).inc();
+    }
+
+    fn ahead(&self, seconds: f64) {
+        self.clock_ahead.set(seconds);
+    }
+
+    fn ehr_ahead(&self, seconds: f64) {
+        self.clock_ehr_ahead.set(seconds);
     }
 }

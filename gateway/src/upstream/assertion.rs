@@ -91,7 +91,7 @@ impl Prover<'_> {
             ClientAuth::SecretBasic { secret } => Ok(Some(basic(client.client_id, secret))),
             ClientAuth::PrivateKeyJwt { keys } => {
                 let set = self.keys.get(keys).ok_or_else(|| AuthFault::UnknownKeys(keys.to_string()))?;
-                let now = self.clock.now().seconds();
+                let now = self.clock.civil().seconds();
                 let assertion = set.signer().sign(&Claims {
                     iss: client.client_id,
                     sub: client.client_id,

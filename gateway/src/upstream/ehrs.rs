@@ -212,7 +212,7 @@ impl Ehrs {
     ) -> Result<IdTokenClaims, IdTokenError> {
         let link = self.link(site, client_id).ok_or(IdTokenError::NoKey)?;
         let found = self.discovery.find(&link, client_id).await.map_err(|_| IdTokenError::NoKey)?;
-        let expected = Expected { client_id, nonce, now: self.clock.now() };
+        let expected = Expected { client_id, nonce, now: self.clock.civil() };
         id_token::verify(&self.jwks, &link, &found.endpoints, token, expected).await
     }
 

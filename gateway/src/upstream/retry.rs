@@ -16,10 +16,22 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         // More digits than fit are a very long time.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
-        let at = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
-        now.until(Timestamp(i64::try_from(at.as_millis()).unwrap_or(i64::MAX)))
+        now.until(read_date(text)?)
     };
     Some(wait.min(RETRY_AFTER_CAP))
+}
+
+/// When an answer was made, by its maker's clock (RFC 9110 §6.6.1). None where a cache keeps it for a while.
+pub(super) fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    if headers.contains_key(header::AGE) {
+        return None;
+    }
+    read_date(headers.get(header::DATE)?.to_str().ok()?.trim())
+}
+
+fn read_date(text: &str) -> Option<Timestamp> {
+    let at = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Timestamp(i64::try_from(at.as_millis()).unwrap_or(i64::MAX)))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::{
     body::{self, Outgoing},
     client::{NotSent, SendError, SiteLink, Waits},
     fetch::uri,
-    retry::retry_after,
+    retry::{date, retry_after},
 };
 use crate::secret::Secret;
 
@@ -172,7 +172,7 @@ impl TokenClient<'_> {
     }
 
     fn retry_after(&self, reply: &Reply) -> Option<Duration> {
-        retry_after(&reply.headers, self.prover.clock.now())
+        retry_after(&reply.headers, self.prover.clock.civil())
     }
 
     async fn post(&self, to: &Url, form: impl FnOnce(&mut Form)) -> Result<Reply, Lost> {
@@ -181,6 +181,9 @@ impl TokenClient<'_> {
         let waits = Waits { head: self.within, idle: self.within };
         let sent = self.link.client.send_carefully(&self.link.gate.auth, request, &waits).await;
         let (head, body) = sent.map_err(Lost::from)?.into_parts();
+        if let Some(theirs) = date(&head.headers) {
+            self.prover.clock.witness(theirs);
+        }
         let body = match tokio::time::timeout_at(deadline, body::collect(body, ANSWER_LIMIT)).await {
             Ok(Ok(body)) => body,
             // The status alone says it: the EHR failed.

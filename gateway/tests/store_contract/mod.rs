@@ -29,7 +29,8 @@ macro_rules! contract {
                 a_lease_is_taken_over_as_seen, revocation_in_flight_wins, an_end_guards_the_generation,
                 ends_are_numbered, ended_tokens_are_forgotten, a_use_is_noted_forwards, grants_come_in_pages, grants_are_counted;
             rest: a_subject_keeps_its_sub, a_jti_is_remembered_once, signing_keys_come_newest_first,
-                one_adds_a_signing_key, revocations_are_done_or_tried_again, a_revocation_is_taken_by_one, what_expired_is_forgotten, it_answers,
+                one_adds_a_signing_key, revocations_are_done_or_tried_again, a_revocation_is_taken_by_one, what_expired_is_forgotten,
+                the_latest_time_is_remembered, it_answers,
                 replicas_see_each_other, registrations_are_seen_to_change, grants_of_a_registration_are_counted,
                 a_thousand_writes_at_once;
         );

@@ -104,16 +104,29 @@ pub async fn what_expired_is_forgotten(store: &dyn Store) {
     let (lives, _) = with_tokens(store).await;
     store.end_grant(ended.id, EndReason::Logout, None, &[], NOW).await.unwrap();
     assert_eq!(store.sweep(NOW).await.unwrap(), 0);
+    // By a clock that is ahead by an hour, or two, nothing is forgotten that may live.
+    assert_eq!(store.sweep(at(7200)).await.unwrap(), 0);
     // An EHR's launch, two launches, two access tokens, the jti; codes are remembered for a day more.
-    assert_eq!(store.sweep(at(3600)).await.unwrap(), 6);
-    assert!(store.remember_jti("app", "jti", at(7200)).await.unwrap());
-    assert_eq!(store.sweep(at(25 * 3600)).await.unwrap(), 3, "two codes and the jti");
+    assert_eq!(store.sweep(at(3 * 3600)).await.unwrap(), 6);
+    assert!(store.remember_jti("app", "jti", at(4 * 3600)).await.unwrap());
+    assert_eq!(store.sweep(at(27 * 3600)).await.unwrap(), 3, "two codes and the jti");
     // The ended grant goes with the last token that points to it.
     assert_eq!(store.sweep(at(40 * 24 * 3600)).await.unwrap(), 0);
     assert!(store.token_owner(tokens.refresh.as_ref().unwrap().hash).await.unwrap().is_some());
-    assert_eq!(store.sweep(at(90 * 24 * 3600)).await.unwrap(), 3);
+    assert_eq!(store.sweep(at(91 * 24 * 3600)).await.unwrap(), 3);
     assert!(store.grant(ended.id).await.unwrap().is_none());
     assert!(store.grant(lives.id).await.unwrap().is_some());
+}
+
+pub async fn the_latest_time_is_remembered(store: &dyn Store) {
+    for (shown, latest) in [(100, 100), (50, 100), (50, 100), (200, 200)] {
+        assert_eq!(store.see_time(at(shown)).await.unwrap(), at(latest));
+    }
+    store.sweep(at(100)).await.unwrap();
+    assert_eq!(store.see_time(at(150)).await.unwrap(), at(200));
+    // Once it is swept, time has come to where it was.
+    store.sweep(at(3 * 3600)).await.unwrap();
+    assert_eq!(store.see_time(at(3 * 3600)).await.unwrap(), at(3 * 3600));
 }
 
 pub async fn it_answers(store: &dyn Store) {

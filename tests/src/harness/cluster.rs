@@ -259,6 +259,14 @@ impl Node {
         std::fs::write(&next, format!("{seconds:+}"))?;
         Ok(std::fs::rename(next, file)?)
     }
+
+    /// Waits until the process has seen that its machine's clock is so many seconds off the time that it goes by.
+    ///
+    /// # Errors
+    /// When it does not within ten seconds.
+    pub async fn clock_seen(&self, seconds: i32) -> Result<()> {
+        self.gateway.clock_seen(seconds).await
+    }
 }
 
 /// The file's name in its directory.

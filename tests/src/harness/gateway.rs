@@ -212,6 +212,22 @@ impl Gateway {
         format!("{}/fhir/r4", self.public)
     }
 
+    /// Waits until the process has seen that its machine's clock is so many seconds off the time that it goes by.
+    ///
+    /// # Errors
+    /// When it does not within ten seconds.
+    pub async fn clock_seen(&self, seconds: i32) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let ahead = self.metric("mantel_clock_ahead_seconds").await?;
+            if (ahead - f64::from(seconds)).abs() < 5.0 {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < Duration::from_secs(10), "the clock is seen {ahead} s off, not {seconds}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// The value of a metric's line, such as `mantel_refreshes_total{outcome="renewed",vendor="epic"}`.
     pub async fn metric(&self, line: &str) -> Result<f64> {
         let text = call(Method::GET, &format!("{}/metrics", self.admin), &[], "").await?;

@@ -170,6 +170,10 @@ const REPLAY_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// An ended grant says why it ended for so long, at least; and while a token of ours points to it.
 const ENDED_MEMORY: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// What has expired stays for so long: a clock that is wrong by an hour, of this process or of another on the same
+/// store, makes nobody's token unknown for ever.
+const MARGIN: Duration = Duration::from_secs(2 * 3600);
+
 /// Each statement forgets at most 1,000 records, so that no sweep keeps refreshes waiting.
 const SWEEPS: [(&str, Duration); 7] = [
     (
@@ -199,7 +203,7 @@ const SWEEPS: [(&str, Duration); 7] = [
 pub(super) async fn sweep(on: &mut Connection, now: Timestamp) -> StoreResult<u64> {
     let mut forgotten = 0;
     for (statement, memory) in SWEEPS {
-        let done = sqlx::query(statement).bind(now.before(memory).0).execute(&mut *on).await.or_fault()?;
+        let done = sqlx::query(statement).bind(now.before(memory + MARGIN).0).execute(&mut *on).await.or_fault()?;
         forgotten += done.rows_affected();
     }
     Ok(forgotten)
@@ -219,6 +223,23 @@ pub(super) async fn ping(on: &mut Connection) -> StoreResult<()> {
     .await
     .map(drop)
     .or_fault()
+}
+
+/// Another one: its end is the latest time that a process has shown. Once it is swept it says nothing any more,
+/// since the sweep's own time was later.
+const LATEST: [u8; 32] = [0xff; 32];
+
+pub(super) async fn see_time(on: &mut Connection, now: Timestamp) -> StoreResult<Timestamp> {
+    let (latest,): (i64,) = sqlx::query_as(
+        "INSERT INTO jtis (hash, expires) VALUES ($1, $2) ON CONFLICT (hash) DO UPDATE SET expires = \
+         CASE WHEN jtis.expires > excluded.expires THEN jtis.expires ELSE excluded.expires END RETURNING expires",
+    )
+    .bind(LATEST.as_slice())
+    .bind(now.0)
+    .fetch_one(on)
+    .await
+    .or_fault()?;
+    Ok(Timestamp(latest))
 }
 
 /// Writes the one row of `mantel_schema` as it is, and so holds it until the commit.

@@ -438,6 +438,10 @@ impl Store for Backend {
         on!(self.write, misc::sweep(now)).await
     }
 
+    async fn see_time(&self, now: Timestamp) -> StoreResult<Timestamp> {
+        on!(self.write, misc::see_time(now)).await
+    }
+
     async fn ping(&self) -> StoreResult<()> {
         on!(self.write, misc::ping()).await?;
         on!(self.read, grants::ended_since(i64::MAX)).await.map(drop)
