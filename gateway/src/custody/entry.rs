@@ -85,7 +85,7 @@ pub(super) fn read(
 ) -> (Rules, State) {
     let rules = rules(policy, among);
     let lifetime = rules.lifetime(Some(grant.tokens.lifetime));
-    let times = Times::new(&rules, lifetime, grant.tokens.received.until(wall), now);
+    let times = Times::new(&rules, lifetime, age(&rules, lifetime, grant.tokens.received, wall), now);
     let mut state = State::new(times, grant.tokens.refresh.is_some());
     if let GrantState::InDoubt { since, .. } = grant.state {
         state.doubt = Some(Doubt::new(&rules, times.expires, since.until(wall), now));
@@ -94,6 +94,16 @@ pub(super) fn read(
         .and_then(|policy| policy.session)
         .map(|session| now + session.max.saturating_sub(grant.created.until(wall)));
     (rules, state)
+}
+
+/// Clocks that are kept by NTP differ by less.
+const SLIGHTLY: Duration = Duration::from_secs(5);
+
+/// How old tokens are that the store has. Those that came after now did so by a clock that is ahead of ours, or
+/// before ours was set back and this process started: nobody knows how long they live. They are served, and a 401 to
+/// them is believed.
+fn age(rules: &Rules, lifetime: Duration, received: Timestamp, wall: Timestamp) -> Duration {
+    if wall.until(received) > SLIGHTLY { rules.min_interval(lifetime) } else { received.until(wall) }
 }
 
 /// This process's place among those that may work on a grant.

@@ -79,7 +79,8 @@ impl Rules {
         lifetime - before + behind
     }
 
-    fn min_interval(&self, lifetime: Duration) -> Duration {
+    /// From receipt until a 401 forces a refresh.
+    pub fn min_interval(&self, lifetime: Duration) -> Duration {
         self.min_interval.min(lifetime / 2)
     }
 }

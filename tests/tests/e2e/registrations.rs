@@ -13,7 +13,7 @@ use mantel_tests::{
     harness::{APP, Ehr, LAUNCH_URL, SCOPES, World, app::App, get},
 };
 
-fn pem() -> String {
+pub fn pem() -> String {
     let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let der: Pkcs8V1Der<'_> = pair.as_der().unwrap();
     let text = STANDARD.encode(der.as_ref());
