@@ -26,16 +26,16 @@ use tokio::{
     process::{Child, Command},
 };
 
-const OLD: &str = "{ id = \"test\", file = \"seal\" }";
-const NEW: &str = "{ id = \"next\", file = \"seal-next\" }";
+pub const OLD: &str = "{ id = \"test\", file = \"seal\" }";
+pub const NEW: &str = "{ id = \"next\", file = \"seal-next\" }";
 
-fn mantel(args: &[&str], dir: &Path) -> Command {
+pub fn mantel(args: &[&str], dir: &Path) -> Command {
     let mut command = Command::new(binary().unwrap());
     command.args(args).arg("--config").arg(dir).stdin(Stdio::null()).kill_on_drop(true);
     command
 }
 
-async fn told(args: &[&str], dir: &Path) -> (bool, String) {
+pub async fn told(args: &[&str], dir: &Path) -> (bool, String) {
     let Output { status, stdout, stderr } = mantel(args, dir).output().await.unwrap();
     (status.success(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
 }
@@ -302,21 +302,23 @@ async fn only_its_owner_may_use_the_admin_socket() {
 // ---- three processes -------------------------------------------------------------------------------------
 
 /// A further process of the same gateway.
-struct Replica {
-    dir: tempfile::TempDir,
-    base: String,
-    admin: String,
+pub struct Replica {
+    pub dir: tempfile::TempDir,
+    pub base: String,
+    pub admin: String,
     child: Option<Child>,
 }
 
 impl Replica {
     /// The configuration of `of`, at ports of its own.
-    fn of(of: &Path, vendor: Vendor) -> Self {
+    pub fn of(of: &Path, vendor: Vendor) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("sites.d")).unwrap();
         let site = format!("sites.d/{}.toml", vendor.text());
         for name in ["mantel.toml", "seal", "seal-next", &site] {
-            std::fs::copy(of.join(name), dir.path().join(name)).unwrap();
+            if of.join(name).exists() {
+                std::fs::copy(of.join(name), dir.path().join(name)).unwrap();
+            }
         }
         let (port, admin) = (free_port().unwrap(), free_port().unwrap());
         let text = std::fs::read_to_string(dir.path().join("mantel.toml")).unwrap();
@@ -330,7 +332,7 @@ impl Replica {
         Self { dir, base, admin: format!("http://127.0.0.1:{admin}"), child: None }
     }
 
-    async fn start(&mut self, keys: &[&str]) {
+    pub async fn start(&mut self, keys: &[&str]) {
         self.stop().await;
         list_keys(self.dir.path(), keys);
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("events.log")).unwrap();
@@ -345,7 +347,7 @@ impl Replica {
         panic!("not ready: {}", std::fs::read_to_string(self.dir.path().join("events.log")).unwrap());
     }
 
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let pid = child.id().unwrap().to_string();
             Command::new("kill").args(["-TERM", &pid]).status().await.unwrap();
@@ -353,7 +355,7 @@ impl Replica {
         }
     }
 
-    async fn reads(&self, tokens: &Tokens, when: &str) {
+    pub async fn reads(&self, tokens: &Tokens, when: &str) {
         let url = format!("{}/Patient/{}", self.base, tokens.text("patient"));
         let answer = read(&url, tokens.access()).await.unwrap();
         let events = || std::fs::read_to_string(self.dir.path().join("events.log")).unwrap();
@@ -361,19 +363,26 @@ impl Replica {
     }
 }
 
+/// Moves a world's gateway to a PostgreSQL database of its own, whose URL this is.
+pub async fn onto_postgres(world: &mut World) -> String {
+    let postgres = Postgres::shared().await.unwrap();
+    let database = postgres.database().await.unwrap();
+    assert_eq!(world.gateway.terminate().await.unwrap(), Some(0));
+    let file = world.gateway.dir().join("mantel.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace("url = \"sqlite://mantel.db\"", &format!("url = {database:?}"));
+    let text = text.replace("sandbox = true", "sandbox = true\nadmin_socket = \"admin.sock\"");
+    std::fs::write(file, text).unwrap();
+    world.gateway.spawn().await.unwrap();
+    database
+}
+
 #[tokio::test]
 async fn the_seal_key_changes_over_three_processes() {
     let vendor = Vendor::Generic;
     let mut world = World::start([Ehr::new(vendor)]).await.unwrap();
     let dir = world.gateway.dir().to_owned();
-    let postgres = Postgres::shared().await.unwrap();
-    let database = postgres.database().await.unwrap();
-    assert_eq!(world.gateway.terminate().await.unwrap(), Some(0));
-    let text = std::fs::read_to_string(dir.join("mantel.toml")).unwrap();
-    let text = text.replace("url = \"sqlite://mantel.db\"", &format!("url = {database:?}"));
-    let text = text.replace("sandbox = true", "sandbox = true\nadmin_socket = \"admin.sock\"");
-    std::fs::write(dir.join("mantel.toml"), text).unwrap();
-    world.gateway.spawn().await.unwrap();
+    onto_postgres(&mut world).await;
     new_key(&dir).await;
     let (mut two, mut three) = (Replica::of(&dir, vendor), Replica::of(&dir, vendor));
     tokio::join!(two.start(&[OLD]), three.start(&[OLD]));
