@@ -1,4 +1,6 @@
-use futures_util::future::join_all;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use futures_util::future::{join, join_all};
 use mantel::store::{Begun, EndReason, Finished, Grant, GrantState, Lease, Store};
 
 use super::{samples::*, tokens::state};
@@ -67,6 +69,27 @@ pub async fn finishing_may_be_repeated(store: &dyn Store) {
         let stored = store.finish_refresh(grant.id, 1, &ehr_tokens(2), None, NOW).await.unwrap();
         assert!(matches!(stored, Finished::Stored(grant) if grant.generation == 2));
     }
+}
+
+/// The queue is full: an answer is refused by nothing, and waits for little of what came before it.
+pub async fn an_ehrs_answer_goes_before_all_else(store: &dyn Store) {
+    let (grant, owner) = (stored_grant(store).await, boot());
+    begin(store, &grant, owner).await;
+    let done = AtomicUsize::new(0);
+    let flood = (0..6000).map(async |_| {
+        let outcome = store.note_use(&[]).await;
+        done.fetch_add(usize::from(outcome.is_ok()), Relaxed);
+        outcome
+    });
+    let answer = async {
+        let finished = store.finish_refresh(grant.id, 1, &ehr_tokens(2), None, NOW).await;
+        (finished, done.load(Relaxed))
+    };
+    // Polled in this order.
+    let (flood, (finished, before)) = join(join_all(flood), answer).await;
+    assert!(flood.iter().any(Result::is_err), "the queue was not full");
+    assert!(matches!(finished, Ok(Finished::Stored(_))), "{finished:?}");
+    assert!(before < 1000 && done.into_inner() > 3000, "after {before}");
 }
 
 /// The EHR knows nothing of our fence: a winner that was stopped after sending may hold the only live token.

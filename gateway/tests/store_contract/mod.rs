@@ -24,6 +24,7 @@ macro_rules! contract {
                 what_a_later_version_knows_survives;
             custody: one_begins_among_many, one_begins_among_processes, a_begin_names_what_moved,
                 a_dead_process_leaves_doubt, an_answer_is_stored_by_what_it_consumed, finishing_may_be_repeated,
+                an_ehrs_answer_goes_before_all_else,
                 a_late_answer_is_taken_whoever_holds_the_lease, an_abandoned_refresh_leaves_the_grant_live,
                 the_one_try_is_noted_once, an_unanswered_try_may_be_made_again, a_lease_beats_for_its_owner,
                 a_lease_is_taken_over_as_seen, revocation_in_flight_wins, an_end_guards_the_generation,

@@ -2,7 +2,7 @@
 //!
 //! Each engine includes this module by its path and names, beside it, its `Connection` and `Row`, its `fault`s, its
 //! `DIALECT`, the list of its `TABLES`, how it is `locking` rows, and its `Backend`, whose `engine` runs an operation
-//! in one transaction, and whose `SHARED` says whether other processes may work on the same store.
+//! in one transaction, what cannot wait with `write_first`, and whose `SHARED` says whether other processes may work on the same store.
 //!
 //! With several writers a transaction sees what others commit between its statements (READ COMMITTED), or is
 //! refused and run again (SERIALIZABLE). So what is read to be written ends with `locking!()`, or the write itself
@@ -246,7 +246,9 @@ impl Store for Backend {
         let these = Revoke::These(self.sealed(revocations)?);
         let sealer = self.sealer.clone();
         self.engine
-            .write(move |on| Box::pin(async move { grants::end(on, &sealer, id, reason, consumed, these, now).await }))
+            .write_first(move |on| {
+                Box::pin(async move { grants::end(on, &sealer, id, reason, consumed, these, now).await })
+            })
             .await
     }
 
@@ -288,7 +290,7 @@ impl Store for Backend {
     }
 
     async fn beat(&self, id: GrantId, owner: BootId, fence: i64) -> StoreResult<bool> {
-        on!(self.write, custody::beat(id, owner, fence)).await
+        on!(self.write_first, custody::beat(id, owner, fence)).await
     }
 
     async fn finish_refresh(
@@ -302,7 +304,7 @@ impl Store for Backend {
         let (sealer, tokens, facts) = (self.sealer.fixed(), tokens.clone(), facts.cloned());
         let finishing = self
             .engine
-            .write(move |on| {
+            .write_first(move |on| {
                 Box::pin(async move { custody::finish(on, &sealer, id, consumed, &tokens, facts.as_ref()).await })
             })
             .await?;
@@ -314,7 +316,7 @@ impl Store for Backend {
     }
 
     async fn abandon_refresh(&self, id: GrantId, consumed: i64, owner: BootId) -> StoreResult<()> {
-        on!(self.write, custody::abandon(id, consumed, owner)).await
+        on!(self.write_first, custody::abandon(id, consumed, owner)).await
     }
 
     async fn retry_in_doubt(

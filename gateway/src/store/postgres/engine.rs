@@ -56,7 +56,11 @@ pub(super) struct Engine {
 struct Shared {
     connections: Connections,
     queue: Arc<Semaphore>,
+    /// The places of what goes first.
+    first: Arc<Semaphore>,
     working: Semaphore,
+    /// Only one of the rest waits for [`Self::working`] at a time: what goes first waits behind that one at most.
+    next: Semaphore,
     /// One of those who lost to another transaction runs again at a time: together they would lose to each
     /// other (at SERIALIZABLE, on small tables, to whoever wrote the same page).
     losers: Semaphore,
@@ -68,6 +72,12 @@ enum How {
     Transaction,
     /// One that reads.
     Statement,
+}
+
+#[derive(Clone, Copy)]
+enum Lane {
+    First,
+    Rest,
 }
 
 /// What became of one try.
@@ -86,7 +96,9 @@ impl Engine {
         let shared = Shared {
             connections: Connections::new(server, LIMITS),
             queue: Arc::new(Semaphore::new(QUEUE)),
+            first: Arc::new(Semaphore::new(QUEUE)),
             working: Semaphore::new(CONNECTIONS),
+            next: Semaphore::new(1),
             losers: Semaphore::new(1),
         };
         Self { shared: Arc::new(shared), runtime: Handle::current(), tasks: TaskTracker::new() }
@@ -97,7 +109,16 @@ impl Engine {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Clone + Send + 'static,
     {
-        self.submit(How::Transaction, work).await
+        self.submit(Lane::Rest, How::Transaction, work).await
+    }
+
+    /// In a lane of its own, which nothing else fills, and before all else: what an EHR has answered is nowhere else.
+    pub(super) async fn write_first<T, F>(&self, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Clone + Send + 'static,
+    {
+        self.submit(Lane::First, How::Transaction, work).await
     }
 
     /// For a single statement.
@@ -106,15 +127,19 @@ impl Engine {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Clone + Send + 'static,
     {
-        self.submit(How::Statement, work).await
+        self.submit(Lane::Rest, How::Statement, work).await
     }
 
-    async fn submit<T, F>(&self, how: How, work: F) -> StoreResult<T>
+    async fn submit<T, F>(&self, lane: Lane, how: How, work: F) -> StoreResult<T>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Clone + Send + 'static,
     {
-        let place = self.shared.queue.clone().try_acquire_owned().map_err(|error| {
+        let queue = match lane {
+            Lane::First => &self.shared.first,
+            Lane::Rest => &self.shared.queue,
+        };
+        let place = queue.clone().try_acquire_owned().map_err(|error| {
             StoreError::Unavailable(match error {
                 TryAcquireError::NoPermits => format!("{QUEUE} operations wait already"),
                 TryAcquireError::Closed => "it is closed".into(),
@@ -124,7 +149,7 @@ impl Engine {
         let shared = self.shared.clone();
         self.tasks.spawn_on(
             async move {
-                let outcome = shared.until_deadline(how, work).await;
+                let outcome = shared.until_deadline(lane, how, work).await;
                 drop(place);
                 // A caller who has gone asks for nothing.
                 let _ = reply.send(outcome);
@@ -137,6 +162,7 @@ impl Engine {
     /// Does what is queued, takes no more, and lets the server's connections go.
     pub(super) async fn close(&self) {
         self.shared.queue.close();
+        self.shared.first.close();
         self.tasks.close();
         self.tasks.wait().await;
         self.shared.connections.close().await;
@@ -144,23 +170,30 @@ impl Engine {
 }
 
 impl Shared {
-    async fn until_deadline<T, F>(&self, how: How, work: F) -> StoreResult<T>
+    async fn until_deadline<T, F>(&self, lane: Lane, how: How, work: F) -> StoreResult<T>
     where
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Clone,
     {
         let deadline = Instant::now() + DEADLINE;
         // What is dropped at the deadline holds its connection, which is closed with it.
-        tokio::time::timeout_at(deadline, self.until_settled(how, work, deadline))
+        tokio::time::timeout_at(deadline, self.until_settled(lane, how, work, deadline))
             .await
             .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {DEADLINE:?}"))))
     }
 
-    async fn until_settled<T, F>(&self, how: How, work: F, deadline: Instant) -> StoreResult<T>
+    async fn until_settled<T, F>(&self, lane: Lane, how: How, work: F, deadline: Instant) -> StoreResult<T>
     where
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Clone,
     {
         let closed = |_| StoreError::Unavailable("it is closed".into());
-        let _working = self.working.acquire().await.map_err(closed)?;
+        let _working = match lane {
+            Lane::First => self.working.acquire().await,
+            Lane::Rest => {
+                let _next = self.next.acquire().await.map_err(closed)?;
+                self.working.acquire().await
+            }
+        }
+        .map_err(closed)?;
         let (mut broken, mut backoff, mut turn) = (0, BACKOFF, None);
         loop {
             let mut used = self.connections.take().await?;

@@ -71,6 +71,8 @@ type Sender = mpsc::Sender<Box<dyn Operation>>;
 type Receiver = mpsc::Receiver<Box<dyn Operation>>;
 
 pub(super) struct Engine {
+    /// What goes before the other writes.
+    first: Sender,
     writes: Sender,
     /// The writer's, where there is no file to read beside it.
     reads: Sender,
@@ -91,7 +93,7 @@ impl Engine {
         readers: Option<SqliteConnectOptions>,
         lock: Option<Lock>,
     ) -> StoreResult<Self> {
-        let (writes, queue) = mpsc::channel(QUEUE);
+        let ((first, before), (writes, rest)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
         let (stop, stop_writer) = (CancellationToken::new(), CancellationToken::new());
         let (beside, alone) = (TaskTracker::new(), TaskTracker::new());
         let mut reads = writes.clone();
@@ -109,7 +111,7 @@ impl Engine {
         let writer = Writer {
             connection: writer,
             again,
-            queue,
+            queue: Lanes { first: before, rest },
             commits: commits.clone(),
             stop: stop_writer.clone(),
             _lock: lock,
@@ -117,7 +119,7 @@ impl Engine {
         alone.spawn(writer.run());
         beside.close();
         alone.close();
-        Ok(Self { writes, reads, commits, stop, readers: beside, writer: alone, stop_writer })
+        Ok(Self { first, writes, reads, commits, stop, readers: beside, writer: alone, stop_writer })
     }
 
     pub(super) async fn write<T, F>(&self, work: F) -> StoreResult<T>
@@ -126,6 +128,15 @@ impl Engine {
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, StoreResult<T>> + Send + 'static,
     {
         submit(&self.writes, work).await
+    }
+
+    /// In a lane of its own, which no other write fills, and before them: what an EHR has answered is nowhere else.
+    pub(super) async fn write_first<T, F>(&self, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, StoreResult<T>> + Send + 'static,
+    {
+        submit(&self.first, work).await
     }
 
     pub(super) async fn read<T, F>(&self, work: F) -> StoreResult<T>
@@ -178,10 +189,40 @@ async fn next(queue: &mut Receiver, stop: &CancellationToken) -> Option<Box<dyn 
 
 // ---- writing -----------------------------------------------------------------------------------------
 
+/// What waits for the writer.
+struct Lanes {
+    first: Receiver,
+    rest: Receiver,
+}
+
+impl Lanes {
+    /// The next operation; after the stop what is queued, then none.
+    async fn next(&mut self, stop: &CancellationToken) -> Option<Box<dyn Operation>> {
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if !self.rest.is_closed() => {
+                self.first.close();
+                self.rest.close();
+                self.try_next()
+            }
+            Some(operation) = self.first.recv() => Some(operation),
+            operation = self.rest.recv() => operation,
+        }
+    }
+
+    fn try_next(&mut self) -> Option<Box<dyn Operation>> {
+        self.first.try_recv().or_else(|_| self.rest.try_recv()).ok()
+    }
+
+    fn len(&self) -> usize {
+        self.first.len() + self.rest.len()
+    }
+}
+
 struct Writer {
     connection: SqliteConnection,
     again: SqliteConnectOptions,
-    queue: Receiver,
+    queue: Lanes,
     commits: Arc<AtomicU64>,
     stop: CancellationToken,
     /// Let go after the last commit.
@@ -199,7 +240,7 @@ enum Ran {
 
 impl Writer {
     async fn run(mut self) {
-        while let Some(first) = next(&mut self.queue, &self.stop).await {
+        while let Some(first) = self.queue.next(&self.stop).await {
             if let Err(error) = self.group(first).await {
                 tracing::error!(error = %error, "the store failed to commit");
                 self.restore().await;
@@ -216,7 +257,7 @@ impl Writer {
             first.answer(Err(error.clone()));
             // Who has waited as long is told as well: each on its own would wait through all the others' tries.
             for _ in 0..waited {
-                let Ok(operation) = self.queue.try_recv() else { break };
+                let Some(operation) = self.queue.try_next() else { break };
                 operation.answer(Err(error.clone()));
             }
             return Err(error);
@@ -235,7 +276,7 @@ impl Writer {
                 }
             }
             if done.len() < GROUP && began.elapsed() < GROUP_TIME {
-                next = self.queue.try_recv().ok();
+                next = self.queue.try_next();
             }
         }
         let outcome = match lost {
