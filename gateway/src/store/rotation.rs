@@ -168,12 +168,12 @@ impl SealRotation {
     /// If the store does not serve: nothing was changed here.
     pub async fn beat(&self, live: &[Replica]) -> StoreResult<()> {
         let prefers = self.sealer.prefers();
-        if self.sealer.writes_with() == prefers {
-            return Ok(());
-        }
         let hindered = !self.hindrances(live).is_empty();
         let announced_before = std::mem::take(&mut *self.announced.lock().unwrap_or_else(PoisonError::into_inner));
         let known = self.store.seal_keys().await?;
+        if self.leaves_retired(&known) {
+            return Ok(());
+        }
         let announced = match step(&self.sealer, &known, hindered, announced_before) {
             Step::Stay => false,
             Step::Announce => {
@@ -208,6 +208,29 @@ impl SealRotation {
         let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let may = |it: &&Replica| it.facts.writes_with == key || it.facts.spill_keys.iter().any(|id| id == key);
         left.iter().find(may).map(|it| it.boot)
+    }
+
+    /// The others took this process for gone and have retired the key that it writes with: it goes on with theirs, if
+    /// it holds that.
+    fn leaves_retired(&self, known: &[KnownSealKey]) -> bool {
+        let writes = self.sealer.writes_with().to_owned();
+        if !known.iter().any(|key| key.id == writes && key.state == SealKeyState::Retired) {
+            return false;
+        }
+        let writing = known.iter().find(|key| key.state == SealKeyState::Writing);
+        if writing.is_some_and(|key| self.sealer.write_with(&key.id)) {
+            tracing::warn!(
+                retired = writes,
+                "the seal key that this process wrote with has been retired: it leaves it"
+            );
+        } else {
+            tracing::error!(
+                retired = writes,
+                "the seal key that this process writes with has been retired, and it lacks the one that the others \
+                 write with, so that it stores nothing: add that to its `store.seal` and restart it"
+            );
+        }
+        true
     }
 
     /// Who keeps the preferred key from writing.

@@ -53,7 +53,8 @@ macro_rules! rotation_contract {
     ($places:path) => {
         $crate::rotation_contract!(@ $places; all_is_sealed_anew, no_refresh_is_overwritten,
             what_is_begun_is_sealed_and_named_by_one_key, a_key_that_is_needed_is_not_retired,
-            who_lacks_a_key_is_refused, a_sealed_answer_takes_its_name_along);
+            who_lacks_a_key_is_refused,
+            who_was_away_writes_nothing_by_a_retired_key, a_sealed_answer_takes_its_name_along);
     };
     (@ $places:path; $($name:ident),*) => {
         mod rotation {

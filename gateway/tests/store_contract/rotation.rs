@@ -270,3 +270,50 @@ pub async fn a_sealed_answer_takes_its_name_along(database: &impl Database) {
     assert!(matches!(state, GrantState::Ended { reason: EndReason::Superseded, .. }));
     database.close(store).await;
 }
+
+/// Stopped for so long that the others count it as gone; they have retired its key meanwhile, and it goes on.
+pub async fn who_was_away_writes_nothing_by_a_retired_key(database: &impl Database) {
+    let store = open(database, NEW).await;
+    let grant = stored_grant(&*store).await;
+    database.close(store).await;
+    let sealer = sealer(&[("old", 1), ("new", 2)]);
+    let store = database.open(sealer.clone()).await.unwrap();
+    let rotation = SealRotation::new(store.clone(), sealer.clone());
+    let look = async |beat| rotation.beat(&[Replica { boot: boot(), beat, facts: rotation.facts() }]).await.unwrap();
+    for beat in 1..=3 {
+        look(beat).await;
+    }
+    assert_eq!(sealer.writes_with(), "old");
+    assert!(store.promote_seal_key("new").await.unwrap());
+    assert_eq!(store.retire_seal_key("old").await.unwrap(), Retired::Yes);
+
+    let (opened, another) = (launch(), super::samples::grant());
+    let refused = [
+        store.keep_ehr_launch(token(), &ehr_launch()).await,
+        store.open_launch(&opened).await,
+        store.create_grant(&another, token(), &super::samples::code(&another), opened.id).await,
+        store.add_revocations(&[revocation()]).await,
+        store.add_signing_key(&signing_key(), NOW).await.map(drop),
+        store.finish_refresh(grant.id, 1, &ehr_tokens(2), None, NOW).await.map(drop),
+        store.end_grant(grant.id, EndReason::Logout, None, &[revocation()], NOW).await.map(drop),
+    ];
+    for (n, outcome) in refused.into_iter().enumerate() {
+        assert!(matches!(&outcome, Err(StoreError::Unavailable(text)) if text.contains("\"old\"")), "{n}: {outcome:?}");
+    }
+    // Subjects are named by the key that all agree on.
+    store.subject(&"general".parse().unwrap(), "somebody", "the sub").await.unwrap();
+    assert_eq!(in_use(&store).await, ["new"]);
+    let found = store.grant(grant.id).await.unwrap().unwrap();
+    assert_eq!((found.generation, found.state), (1, GrantState::Live), "all or nothing");
+
+    // It sees at its next look what has become of its key.
+    look(4).await;
+    assert_eq!(sealer.writes_with(), "new");
+    let finished = store.finish_refresh(grant.id, 1, &ehr_tokens(2), None, NOW).await.unwrap();
+    assert!(matches!(finished, Finished::Stored(_)));
+    assert_eq!(in_use(&store).await, ["new"]);
+    database.close(store).await;
+    let store = open(database, NEW).await;
+    assert_eq!(store.grant(grant.id).await.unwrap().unwrap().tokens.access, ehr_tokens(2).access);
+    database.close(store).await;
+}

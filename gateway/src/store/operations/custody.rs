@@ -3,7 +3,7 @@
 
 use sqlx::{FromRow as _, Row as _};
 
-use super::{Connection, Row, fault::OrFault as _, grants};
+use super::{Connection, Row, fault::OrFault as _, grants, seal};
 use crate::{
     clock::Timestamp,
     store::{
@@ -157,7 +157,8 @@ pub(super) async fn finish(
         "UPDATE grants AS g SET format = $1, generation = generation + 1, state = 'live', doubt_since = NULL, \
          retried_at = NULL, retried_by = NULL, lease_owner = NULL, tokens = $2, facts = COALESCE($3, facts), \
          identity = CASE WHEN EXISTS (SELECT 1 FROM grants o WHERE o.identity = $6 AND o.id <> $4 \
-         AND o.state <> 'ended') THEN identity ELSE COALESCE($6, identity) END WHERE id = $4 AND generation = $5 AND state IN ('live', 'in_doubt') RETURNING ",
+         AND o.state <> 'ended') THEN identity ELSE COALESCE($6, identity) END WHERE id = $4 AND generation = $5 AND state IN ('live', 'in_doubt') \
+         AND NOT EXISTS (SELECT 1 FROM seal_keys k WHERE k.id = $7 AND k.state = 'retired') RETURNING ",
         "id, format, app, site, registration, fingerprint, created, state, generation, doubt_since, retried_at, \
          ended_at, end_reason, facts, tokens"
     ))
@@ -167,15 +168,17 @@ pub(super) async fn finish(
     .bind(id.0.as_bytes().as_slice())
     .bind(consumed)
     .bind(identity.as_ref().map(<[u8; 32]>::as_slice))
+    .bind(sealer.writes_with())
     .fetch_optional(&mut *on)
     .await
     .or_fault()?;
-    match stored {
-        Some(row) => Ok(Finishing::Stored(Box::new(row))),
-        // Under the row's lock nobody else can have moved it: an engine whose locks do not hold says so by
-        // refusing the commit.
-        None => Err(StoreError::Contended("the grant moved on under its lock".into())),
+    if let Some(row) = stored {
+        return Ok(Finishing::Stored(Box::new(row)));
     }
+    seal::not_retired(on, sealer.writes_with()).await?;
+    // Under the row's lock nobody else can have moved it: an engine whose locks do not hold says so by refusing the
+    // commit.
+    Err(StoreError::Contended("the grant moved on under its lock".into()))
 }
 
 /// Whether a row holds these very tokens.

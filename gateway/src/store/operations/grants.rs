@@ -2,7 +2,7 @@
 
 use sqlx::{FromRow, Row as _};
 
-use super::{Backend, Connection, Row, fault::OrFault as _, launches, locking, misc};
+use super::{Backend, Connection, Row, fault::OrFault as _, launches, locking, misc, seal};
 use crate::{
     clock::Timestamp,
     secret::TokenHash,
@@ -58,6 +58,7 @@ pub(super) struct NewGrant {
 }
 
 pub(super) async fn create(on: &mut Connection, sealer: &Sealer, new: NewGrant) -> StoreResult<()> {
+    seal::may_write(on, &[&new.facts]).await?;
     // Where there are several writers the schema takes one living grant for a name. That it took this one says that
     // no other is there under its only name; at SERIALIZABLE what need not be read cannot be lost to others.
     let by_name = Backend::SHARED && new.identity.as_ref().is_none_or(|names| names.len() == 1);

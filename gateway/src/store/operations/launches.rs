@@ -1,6 +1,6 @@
 //! Authorizations in flight.
 
-use super::{Connection, fault::OrFault as _};
+use super::{Connection, fault::OrFault as _, seal};
 use crate::{
     clock::Timestamp,
     secret::TokenHash,
@@ -16,6 +16,7 @@ pub(super) async fn keep_ehr(
     expires: Timestamp,
     body: Vec<u8>,
 ) -> StoreResult<()> {
+    seal::may_write(on, &[&body]).await?;
     sqlx::query(
         "INSERT INTO ehr_launches (hash, format, expires, body) VALUES ($1, $2, $3, $4) \
          ON CONFLICT (hash) DO UPDATE SET format = excluded.format, expires = excluded.expires, body = excluded.body",
@@ -55,6 +56,7 @@ impl NewLaunch {
 }
 
 pub(super) async fn open(on: &mut Connection, launch: NewLaunch) -> StoreResult<()> {
+    seal::may_write(on, &[&launch.body]).await?;
     sqlx::query(
         "INSERT INTO launches (id, format, step, ehr_state, expires, body) VALUES ($1, $2, $3, $4, $5, $6) \
          ON CONFLICT (id) DO NOTHING",
@@ -89,6 +91,7 @@ pub(super) async fn by_id(on: &mut Connection, id: LaunchId, now: Timestamp) -> 
 }
 
 pub(super) async fn advance(on: &mut Connection, from: LaunchStep, launch: NewLaunch) -> StoreResult<bool> {
+    seal::may_write(on, &[&launch.body]).await?;
     let changed = sqlx::query(
         "UPDATE launches SET format = $1, step = $2, ehr_state = $3, expires = $4, body = $5 \
          WHERE id = $6 AND step = $7",

@@ -84,6 +84,7 @@ pub(super) async fn add_signing_key(
     sealed: Vec<u8>,
     unless_younger_than: Timestamp,
 ) -> StoreResult<Vec<KeyColumns>> {
+    seal::may_write(on, &[&sealed]).await?;
     // One at a time: each sees the key of the one before.
     touch(on).await?;
     sqlx::query(
@@ -102,6 +103,7 @@ pub(super) async fn add_signing_key(
 }
 
 pub(super) async fn add_revocations(on: &mut Connection, revocations: Vec<(Revocation, Vec<u8>)>) -> StoreResult<()> {
+    seal::may_write(on, &revocations.iter().map(|(_, body)| body.as_slice()).collect::<Vec<_>>()).await?;
     for (revocation, body) in revocations {
         sqlx::query(
             "INSERT INTO outbox (id, format, kind, not_before, attempts, body) \

@@ -10,7 +10,7 @@ use crate::{
     clock::Timestamp,
     store::{
         EndReason, GrantFacts, GrantId, KnownSealKey, Resealed, Retired, SealKeyState, SealUsage, SealedTable,
-        StoreResult,
+        StoreError, StoreResult,
         records::{self, corrupt},
         sealing::{Place, Sealer, prefix, sealed_by},
     },
@@ -96,6 +96,42 @@ pub(super) async fn retire(on: &mut Connection, id: String) -> StoreResult<Retir
     let there: Option<(String,)> =
         sqlx::query_as("SELECT id FROM seal_keys WHERE id = $1").bind(id).fetch_optional(on).await.or_fault()?;
     Ok(if there.is_some() { Retired::Writes } else { Retired::Unknown })
+}
+
+/// Whether the key that has sealed these may still write. A process that was stopped for so long that the others count
+/// it as gone may go on with one that they have retired since: nobody needs to hold that any more.
+pub(super) async fn may_write(on: &mut Connection, sealed: &[&[u8]]) -> StoreResult<()> {
+    let mut ids: Vec<_> = sealed.iter().filter_map(|sealed| sealed_by(sealed)).collect();
+    ids.dedup();
+    for id in ids {
+        not_retired(on, &id).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn not_retired(on: &mut Connection, id: &str) -> StoreResult<()> {
+    let retired: Option<(String,)> = sqlx::query_as("SELECT id FROM seal_keys WHERE id = $1 AND state = 'retired'")
+        .bind(id)
+        .fetch_optional(on)
+        .await
+        .or_fault()?;
+    match retired {
+        None => Ok(()),
+        Some((id,)) => Err(StoreError::Unavailable(format!(
+            "the seal key {id:?}, which this process writes with, has been retired: put the new one first in its \
+             `store.seal`"
+        ))),
+    }
+}
+
+/// A record came while it was retired: it is needed still.
+async fn take_up(on: &mut Connection, id: String) -> StoreResult<()> {
+    sqlx::query("UPDATE seal_keys SET state = 'held' WHERE id = $1 AND state = 'retired'")
+        .bind(id)
+        .execute(on)
+        .await
+        .map(drop)
+        .or_fault()
 }
 
 /// The key by which all processes name subjects now. Its row stays locked until the transaction ends: so two
@@ -214,6 +250,7 @@ fn length(current: &[u8]) -> i32 {
 type Swap = (Vec<u8>, Vec<u8>, Vec<u8>);
 
 async fn swap(on: &mut Connection, statement: &'static str, swaps: Vec<Swap>) -> StoreResult<u64> {
+    may_write(on, &swaps.iter().map(|(.., new)| new.as_slice()).collect::<Vec<_>>()).await?;
     let mut done = 0;
     for (key, old, new) in swaps {
         let swapped = sqlx::query(statement).bind(new).bind(key).bind(old).execute(&mut *on).await.or_fault()?;
@@ -290,6 +327,7 @@ async fn superseded(on: &mut Connection, sealer: &Sealer, it: &GrantSwap) -> Sto
 }
 
 async fn swap_grants(on: &mut Connection, sealer: &Sealer, swaps: Vec<GrantSwap>) -> StoreResult<u64> {
+    may_write(on, &swaps.iter().map(|it| it.facts.as_slice()).collect::<Vec<_>>()).await?;
     let mut done = 0;
     for it in swaps {
         if superseded(on, sealer, &it).await? {
@@ -334,6 +372,7 @@ impl SubjectSwap {
 
 async fn swap_subjects(on: &mut Connection, swaps: Vec<SubjectSwap>) -> StoreResult<u64> {
     naming_key(on).await?;
+    may_write(on, &swaps.iter().map(|it| it.body.as_slice()).collect::<Vec<_>>()).await?;
     let mut done = 0;
     for SubjectSwap { old: (old_name, old_body), name, body } in swaps {
         sqlx::query(
@@ -369,6 +408,7 @@ async fn stale_signing_keys(on: &mut Connection, current: Vec<u8>) -> StoreResul
 }
 
 async fn swap_signing_keys(on: &mut Connection, swaps: Vec<(String, Vec<u8>, Vec<u8>)>) -> StoreResult<u64> {
+    may_write(on, &swaps.iter().map(|(.., new)| new.as_slice()).collect::<Vec<_>>()).await?;
     let mut done = 0;
     for (kid, old, new) in swaps {
         let swapped = sqlx::query("UPDATE signing_keys SET pkcs8 = $1 WHERE kid = $2 AND pkcs8 = $3")
@@ -511,11 +551,25 @@ impl Backend {
     }
 
     pub(super) async fn retire_unused(&self, id: &str) -> StoreResult<Retired> {
-        let sealed: u64 = self.usage().await?.get(id).into_iter().flat_map(|tables| tables.values()).sum();
+        let sealed = self.count_sealed_by(id).await?;
         if sealed > 0 {
             return Ok(Retired::Sealed(sealed));
         }
-        let id = id.to_owned();
-        self.engine.write(move |on| Box::pin(retire(on, id))).await
+        let key = id.to_owned();
+        let retired = self.engine.write(move |on| Box::pin(retire(on, key))).await?;
+        if retired == Retired::Yes {
+            // From now on none is written; one may have been while they were counted.
+            let sealed = self.count_sealed_by(id).await?;
+            if sealed > 0 {
+                let key = id.to_owned();
+                self.engine.write(move |on| Box::pin(take_up(on, key))).await?;
+                return Ok(Retired::Sealed(sealed));
+            }
+        }
+        Ok(retired)
+    }
+
+    async fn count_sealed_by(&self, id: &str) -> StoreResult<u64> {
+        Ok(self.usage().await?.get(id).into_iter().flat_map(|tables| tables.values()).sum())
     }
 }
