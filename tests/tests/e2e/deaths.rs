@@ -106,7 +106,10 @@ async fn an_operator_says_that_a_registrations_users_must_log_in_again() {
     // A word of nothing that there is changes nothing.
     let confirm = ["registrations", "confirm-deaths", "--registration"];
     for (more, expected) in [
-        (&["elsewhere"][..], "there is no registration \"elsewhere\": expected one of server-app-generic, viewer-generic"),
+        (
+            &["elsewhere"][..],
+            "there is no registration \"elsewhere\": expected one of server-app-generic, viewer-generic",
+        ),
         (
             &["viewer-generic", "--site", "elsewhere"],
             "\"viewer-generic\" is not used at a site \"elsewhere\": expected one of generic",

@@ -41,7 +41,7 @@ pub async fn told(args: &[&str], dir: &Path) -> (bool, String) {
 }
 
 /// Makes the new key, as the README says.
-async fn new_key(dir: &Path) {
+pub async fn new_key(dir: &Path) {
     let file = dir.join("seal-next");
     let made = Command::new(binary().unwrap()).args(["keys", "new-seal"]).arg(&file).output().await.unwrap();
     assert!(made.status.success(), "{made:?}");
@@ -55,7 +55,7 @@ async fn new_key(dir: &Path) {
 }
 
 /// Puts other keys into `store.seal`.
-fn list_keys(dir: &Path, keys: &[&str]) {
+pub fn list_keys(dir: &Path, keys: &[&str]) {
     let file = dir.join("mantel.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     let lines = text.lines().map(|line| match line.starts_with("seal = ") {
@@ -65,7 +65,7 @@ fn list_keys(dir: &Path, keys: &[&str]) {
     std::fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
 }
 
-async fn restart(world: &mut World, keys: &[&str]) {
+pub async fn restart(world: &mut World, keys: &[&str]) {
     assert_eq!(world.gateway.terminate().await.unwrap(), Some(0));
     list_keys(world.gateway.dir(), keys);
     world.gateway.spawn().await.unwrap();
@@ -353,6 +353,12 @@ impl Replica {
             Command::new("kill").args(["-TERM", &pid]).status().await.unwrap();
             assert!(child.wait().await.unwrap().success());
         }
+    }
+
+    /// `kill -9`.
+    pub async fn kill(&mut self) {
+        self.child.as_mut().unwrap().kill().await.unwrap();
+        self.child = None;
     }
 
     pub async fn reads(&self, tokens: &Tokens, when: &str) {

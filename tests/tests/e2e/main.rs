@@ -14,6 +14,7 @@ mod keys;
 mod launches;
 mod leak;
 mod memory;
+mod processes;
 mod raw_http;
 mod readme;
 mod registrations;

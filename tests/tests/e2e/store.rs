@@ -28,7 +28,7 @@ const REFRESH: &str = "token:refresh_token";
 /// After a trouble's end.
 const SOON: Duration = Duration::from_secs(10);
 
-struct Login {
+pub struct Login {
     app: App,
     tokens: Tokens,
 }
@@ -60,7 +60,7 @@ impl Login {
     }
 
     /// Waits until it is served again: never a 401 on the way.
-    async fn served(&self) {
+    pub async fn served(&self) {
         let began = Instant::now();
         loop {
             let answer = self.read().await;
@@ -82,7 +82,7 @@ fn held_back(answer: &Answer) {
 }
 
 #[track_caller]
-fn unharmed(ehr: &Running) {
+pub fn unharmed(ehr: &Running) {
     for grant in ehr.grants() {
         assert_eq!((grant.reuses, grant.ended), (0, None), "{grant:?}");
     }
@@ -92,7 +92,7 @@ async fn beside(world: &World) -> SqliteConnection {
     SqliteConnectOptions::new().filename(world.gateway.dir().join("mantel.db")).connect().await.unwrap()
 }
 
-async fn tell(world: &World, statement: &'static str) {
+pub async fn tell(world: &World, statement: &'static str) {
     let mut beside = beside(world).await;
     sqlx::query(statement).execute(&mut beside).await.unwrap();
     beside.close().await.unwrap();
@@ -100,13 +100,13 @@ async fn tell(world: &World, statement: &'static str) {
 
 /// Takes intents, and no answers.
 const REFUSE: &str = "CREATE TRIGGER full BEFORE UPDATE OF generation ON grants BEGIN SELECT RAISE(FAIL, 'full'); END";
-const TAKE: &str = "DROP TRIGGER full";
+pub const TAKE: &str = "DROP TRIGGER full";
 
-fn spill(world: &World) -> PathBuf {
+pub fn spill(world: &World) -> PathBuf {
     world.gateway.dir().join("mantel.db.spill")
 }
 
-fn answers(directory: &Path) -> Vec<PathBuf> {
+pub fn answers(directory: &Path) -> Vec<PathBuf> {
     let Ok(files) = fs::read_dir(directory) else { return Vec::new() };
     files.map(|it| it.unwrap().path()).filter(|it| it.to_string_lossy().contains(".answer")).collect()
 }
@@ -116,7 +116,7 @@ async fn spilled(world: &World, event: &str) -> f64 {
 }
 
 /// A login whose token at the EHR has just ended, and whose next one the store does not take.
-async fn in_the_spill() -> (World, Login) {
+pub async fn in_the_spill() -> (World, Login) {
     let world = World::start([Ehr::strict(Vendor::Epic)]).await.unwrap();
     let login = Login::of(&world, Some(2)).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
