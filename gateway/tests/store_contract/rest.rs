@@ -139,6 +139,7 @@ pub async fn replicas_see_each_other(store: &dyn Store) {
         seal_keys: [("old".to_owned(), "print".to_owned()), (key.to_owned(), "print".to_owned())].into(),
         spill_keys: vec!["old".into()],
         writes_with: key.into(),
+        ..ReplicaFacts::default()
     };
     let (one, two) = (boot(), boot());
     store.show_replica(one, &facts("a"), at(-60), at(0)).await.unwrap();

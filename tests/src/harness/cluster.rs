@@ -250,7 +250,7 @@ impl Node {
     ///
     /// # Errors
     /// When it has no clock of its own.
-    pub fn set_clock(&self, seconds: i64) -> Result<()> {
+    pub fn set_clock(&self, seconds: i32) -> Result<()> {
         let clock = self.clock.as_ref();
         let clock = clock.context("no clock of its own: `faketime` is not installed, or the plan did not ask")?;
         let file = clock.path().join(CLOCK);

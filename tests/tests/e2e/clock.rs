@@ -55,7 +55,7 @@ async fn restart(cluster: &mut Cluster, off: Option<i32>) {
     let node = &mut cluster.nodes[0];
     node.gateway.kill().unwrap();
     if let Some(off) = off {
-        node.set_clock(off.into()).unwrap();
+        node.set_clock(off).unwrap();
     }
     node.gateway.launch().unwrap();
     node.gateway.wait_ready(Duration::from_secs(20)).await.unwrap();
@@ -162,7 +162,7 @@ async fn an_hour_off(seconds: i32) {
     for (off, by) in [(seconds, seconds), (0, -seconds)] {
         let steps = format!("mantel_clock_steps_total{{direction=\"{}\"}}", if by > 0 { "forward" } else { "back" });
         assert_eq!(node.gateway.metric(&steps).await.unwrap(), 0.0);
-        node.set_clock(off.into()).unwrap();
+        node.set_clock(off).unwrap();
         node.clock_seen(off).await.unwrap();
         assert_eq!(node.gateway.metric(&steps).await.unwrap(), 1.0);
         let said = readiness(cluster).await;
@@ -194,7 +194,7 @@ async fn an_hour_off(seconds: i32) {
     // A refresh at the EHR carries an assertion that it takes, whatever the machine's clock says.
     let mut of_epic: Vec<_> = logins.into_iter().filter(|login| login.app.base.contains(EPIC)).collect();
     for off in [seconds, 0] {
-        node.set_clock(off.into()).unwrap();
+        node.set_clock(off).unwrap();
         node.clock_seen(off).await.unwrap();
         epic.ehr.expire_access_tokens();
         epic.ehr.counters.reset();
