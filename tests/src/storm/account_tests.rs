@@ -4,7 +4,6 @@ use super::{
     account::{Books, Cause, Findings, Habits, Loss, Past},
     journal::{Event, What},
     login::{Attempt, Logout},
-    recovery::{Doubts, unexplained},
 };
 use crate::{
     ehr::auth::state::{GrantView, RefreshView},
@@ -258,15 +257,4 @@ fn another_patients_bearer_is_seen() {
     let mut world = World::new(BURNS, &[&[106_000]]);
     world.beyond = 1;
     world.violates("another's record");
-}
-
-#[test]
-fn what_does_not_work_after_ten_seconds_needs_a_doubt_of_its_own() {
-    let doubts = |known: &[(&str, &str, usize)]| -> Doubts {
-        known.iter().map(|(site, app, count)| (((*site).into(), (*app).into()), *count)).collect()
-    };
-    let left = [("epic", "viewer"), ("epic", "viewer"), ("epic", "server-app")];
-    assert_eq!(unexplained(&left, &doubts(&[("epic", "viewer", 2), ("epic", "server-app", 1)])), []);
-    let beyond = unexplained(&left, &doubts(&[("epic", "viewer", 1), ("oracle", "server-app", 5)]));
-    assert_eq!(beyond, [("epic".into(), "server-app".into(), 1), ("epic".into(), "viewer".into(), 1)]);
 }

@@ -158,6 +158,17 @@ impl Journal {
         self.lock().clone()
     }
 
+    /// All of it, a line each.
+    pub fn text(&self) -> String {
+        let time =
+            |at: i64| jiff::Timestamp::from_millisecond(at).map_or_else(|_| at.to_string(), |at| format!("{at:.3}"));
+        let line = |event: Event| {
+            let until = event.until.map_or("goes on".to_owned(), time);
+            format!("{} {} {until} {:?}\n", event.from, time(event.from), event.what)
+        };
+        self.events().into_iter().map(line).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -171,6 +171,7 @@ pub async fn run(options: &Options) -> Result<Report> {
 
     if let Some(logs) = &options.logs {
         keep_logs(&nodes.lock().await, logs)?;
+        std::fs::write(logs.join("faults.log"), journal.text())?;
     }
     let events = journal.events();
     let mut account = Account::default();

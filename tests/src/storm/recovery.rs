@@ -58,15 +58,19 @@ impl After<'_> {
         let (over, over_at) = (Instant::now(), journal::now());
         // Whoever waits for the end of one of these, or for a new login after it.
         let known = self.doubts(over_at).await?;
-        let (mut last, mut left) = all_work(self.logins.to_vec(), over + RECOVERY).await;
+        let (mut served, mut left) = all_work(self.logins.to_vec(), over + RECOVERY).await;
         // A machine that did nothing meanwhile gives no gateway its ten seconds.
         let lost = machine_lost(&self.journal.events(), over_at, journal::now());
         if !lost.is_zero() && !unexplained(&names(&left), &known).is_empty() {
             let logins = left.into_iter().map(|one| one.login).collect();
-            (last, left) = all_work(logins, Instant::now() + lost).await;
+            let late;
+            (late, left) = all_work(logins, Instant::now() + lost).await;
+            served.extend(late);
         }
         let unexplained = unexplained(&names(&left), &known);
-        let recovered = last.duration_since(over);
+        let took: Vec<_> =
+            served.iter().map(|(login, at)| (login.site.as_str(), login.app.client_id.as_str(), *at - over)).collect();
+        let recovered = longest(&took, &names(&left), &known);
         for (site, app, count) in &unexplained {
             let mut names = left.iter().filter(|one| one.login.site == *site && one.login.app.client_id == *app);
             self.violations.push(format!(
@@ -84,8 +88,8 @@ impl After<'_> {
             sleep(Duration::from_millis(500)).await;
             doubtful = self.doubts(over_at).await?;
         }
-        let (last, left) = all_work(self.logins.to_vec(), Instant::now() + RECOVERY).await;
-        let settled = last.duration_since(over);
+        let (_, left) = all_work(self.logins.to_vec(), Instant::now() + RECOVERY).await;
+        let settled = over.elapsed();
         self.violations.extend(left.iter().map(|one| format!("does not work at the end: {}", describe(one))));
         if !doubtful.is_empty() {
             self.violations.push(format!("{doubtful:?} are in doubt {longest:?} after the faults"));
@@ -117,7 +121,7 @@ pub struct Left {
 }
 
 /// Which of them no doubt explains: of each app at each site, so many as there are more than doubts.
-pub fn unexplained(left: &[(&str, &str)], doubts: &Doubts) -> Vec<(String, String, usize)> {
+fn unexplained(left: &[(&str, &str)], doubts: &Doubts) -> Vec<(String, String, usize)> {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
     for (site, app) in left {
         *counts.entry(((*site).to_owned(), (*app).to_owned())).or_default() += 1;
@@ -129,15 +133,30 @@ pub fn unexplained(left: &[(&str, &str)], doubts: &Doubts) -> Vec<(String, Strin
     counts.into_iter().filter_map(beyond).collect()
 }
 
-/// Asks for all until each was served, or the time is over; when the last was served, and those that were not.
-async fn all_work(logins: Vec<Arc<Login>>, until: Instant) -> (Instant, Vec<Left>) {
-    let began = Instant::now();
+/// How long it took until all worked that had no doubt: of each app at each site, so many of the slowest are left out
+/// as there are doubts, `left` first.
+fn longest(took: &[(&str, &str, Duration)], left: &[(&str, &str)], doubts: &Doubts) -> Duration {
+    let mut slowest: BTreeMap<(&str, &str), Vec<Duration>> = BTreeMap::new();
+    for (site, app, time) in took {
+        slowest.entry((*site, *app)).or_default().push(*time);
+    }
+    let of_app = |((site, app), mut times): ((&str, &str), Vec<Duration>)| {
+        times.sort_unstable();
+        let doubtful = doubts.get(&(site.to_owned(), app.to_owned())).copied().unwrap_or(0);
+        let left = left.iter().filter(|one| **one == (site, app)).count();
+        times.into_iter().rev().nth(doubtful.saturating_sub(left))
+    };
+    slowest.into_iter().filter_map(of_app).max().unwrap_or_default()
+}
+
+/// Asks for all until each was served, or the time is over; when each was, and those that were not.
+async fn all_work(logins: Vec<Arc<Login>>, until: Instant) -> (Vec<(Arc<Login>, Instant)>, Vec<Left>) {
     let tries = logins.into_iter().map(|login| async move {
         loop {
             // A read may lead to a new launch, which has no end of its own.
             let how = tokio::time::timeout_at(until, login.read()).await.unwrap_or(Read::Unheard);
             if how == Read::Served {
-                return Ok(Instant::now());
+                return Ok((login, Instant::now()));
             }
             if Instant::now() >= until {
                 return Err(Left { login, how });
@@ -145,14 +164,14 @@ async fn all_work(logins: Vec<Arc<Login>>, until: Instant) -> (Instant, Vec<Left
             sleep(Duration::from_millis(250)).await;
         }
     });
-    let (mut last, mut left) = (began, Vec::new());
+    let (mut served, mut left) = (Vec::new(), Vec::new());
     for end in join_all(tries).await {
         match end {
-            Ok(served) => last = last.max(served),
+            Ok(one) => served.push(one),
             Err(one) => left.push(one),
         }
     }
-    (last, left)
+    (served, left)
 }
 
 /// The grants whose refresh had begun by then and has no outcome yet. `nodes`: of the cluster.
@@ -196,4 +215,31 @@ pub fn describe(left: &Left) -> String {
     let Left { login, how } = left;
     let trouble = login.trouble.read().unwrap_or_else(PoisonError::into_inner);
     format!("{} {} {} {how:?}, last heard: {trouble}", login.site, login.app.client_id, login.username)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doubts(known: &[(&str, &str, usize)]) -> Doubts {
+        known.iter().map(|(site, app, count)| (((*site).into(), (*app).into()), *count)).collect()
+    }
+
+    #[test]
+    fn what_does_not_work_needs_a_doubt_of_its_own() {
+        let left = [("epic", "viewer"), ("epic", "viewer"), ("epic", "server-app")];
+        assert_eq!(unexplained(&left, &doubts(&[("epic", "viewer", 2), ("epic", "server-app", 1)])), []);
+        let beyond = unexplained(&left, &doubts(&[("epic", "viewer", 1), ("oracle", "server-app", 5)]));
+        assert_eq!(beyond, [("epic".into(), "server-app".into(), 1), ("epic".into(), "viewer".into(), 1)]);
+    }
+
+    #[test]
+    fn recovery_takes_as_long_as_the_slowest_without_a_doubt() {
+        let took = [1, 2, 9].map(|seconds| ("epic", "viewer", Duration::from_secs(seconds)));
+        let seconds = |left: &[_], known: &[_]| longest(&took, left, &doubts(known)).as_secs();
+        assert_eq!(seconds(&[], &[]), 9);
+        assert_eq!(seconds(&[], &[("oracle", "viewer", 3)]), 9, "another's doubt");
+        assert_eq!(seconds(&[], &[("epic", "viewer", 1)]), 2);
+        assert_eq!(seconds(&[("epic", "viewer")], &[("epic", "viewer", 1)]), 9, "it is the one that is left");
+    }
 }

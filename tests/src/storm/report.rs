@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use super::account::Account;
+use super::account::{Account, Line};
 
 #[derive(Debug)]
 pub struct Report {
@@ -37,7 +37,7 @@ impl fmt::Display for Report {
             "site", "logins", "refreshes", "reads", "503", "502/504", "429", "403", "unheard", "one try", "lost"
         )?;
         let lines = &self.account.lines;
-        let mut all = super::account::Line { site: "all".into(), ..Default::default() };
+        let mut all = Line { site: "all".into(), ..Default::default() };
         for line in lines {
             all.logins += line.logins;
             all.refreshes += line.refreshes;
