@@ -321,6 +321,21 @@ async fn a_grant_that_moved_on_in_the_store_is_taken_from_there() {
     assert_eq!(world.counted().refreshes.get(&RefreshOutcome::Moved), Some(&1));
 }
 
+/// Whoever starts behind a clock that was set back cannot know how old a token is.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_believed_of_a_token_from_the_future() {
+    let mut policy = epic();
+    policy.min_refresh_interval = secs(60);
+    let mut world = World::new(300, policy).await;
+    let grant = world.grant().await;
+    pass(30).await;
+    world.clock.set_back(secs(3600));
+    world.reboot().await;
+    assert_eq!(world.access(grant).await, "access-1");
+    assert_eq!(world.refused(grant, 1).await.unwrap().unwrap().generation, 2);
+    assert_eq!(world.ehr.calls(), 1);
+}
+
 /// What the EHR has refused is dead, whatever its clock says: the next try is the same refresh's, by its own backoff.
 #[tokio::test(start_paused = true)]
 async fn a_forced_refresh_that_met_a_passing_fault_is_tried_again_when_it_may_be() {
