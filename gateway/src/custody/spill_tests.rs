@@ -174,3 +174,50 @@ proptest::proptest! {
         assert!(decode(&sealer("k", 1), Path::new("x"), name, &content).is_err());
     }
 }
+
+#[test]
+fn it_tells_which_seal_keys_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(Spill::keys_in(&dir.path().join("none")).unwrap(), [""; 0]);
+    let spill = Spill::open(dir.path(), sealer("old", 1)).unwrap();
+    assert_eq!(spill.keys().ids(), [""; 0]);
+    let first = put(&spill, &answer(1, 5));
+    assert_eq!(spill.keys().ids(), ["old"]);
+    drop(spill);
+    let keys = [("new", 2), ("old", 1)].map(|(id, byte)| SealKey { id: id.into(), bytes: Secret::new([byte; 32]) });
+    let both = Arc::new(Sealer::new(&keys).unwrap());
+    let spill = Spill::open(dir.path(), both.clone()).unwrap();
+    let keys = spill.keys();
+    assert_eq!(keys.ids(), ["old"]);
+    put(&spill, &answer(2, 5));
+    assert_eq!(keys.ids(), ["new", "old"]);
+    assert_eq!(Spill::keys_in(dir.path()).unwrap(), ["new", "old"]);
+    spill.remove(&first).unwrap();
+    assert_eq!(keys.ids(), ["new"]);
+    drop(spill);
+    // What an earlier process left, and what is no answer any more.
+    let cut = dir.path().join("00000000-0000-0000-0000-000000000003.5.0.answer");
+    fs::write(&cut, b"MTLSPILL").unwrap();
+    let spill = Spill::open(dir.path(), both).unwrap();
+    assert_eq!((spill.keys().ids(), spill.bad), (vec!["new".to_owned()], 1));
+    let [(path, _)] = &spill.found[..] else { panic!("one answer") };
+    spill.set_aside(path);
+    assert_eq!(spill.keys().ids(), [""; 0]);
+}
+
+#[test]
+fn its_name_outlives_its_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let entropy = crate::entropy::SystemEntropy::new();
+    let spill = Spill::open(dir.path(), sealer("k", 1)).unwrap();
+    let id = spill.id(&entropy).unwrap();
+    drop(spill);
+    let spill = Spill::open(dir.path(), sealer("k", 1)).unwrap();
+    assert_eq!(spill.id(&entropy).unwrap(), id);
+    assert_eq!(names(dir.path()), ["id", "lock"]);
+    // Cut short by a loss of power: another one.
+    fs::write(dir.path().join("id"), "019").unwrap();
+    fs::write(dir.path().join("id.tmp"), "").unwrap();
+    let other = spill.id(&entropy).unwrap();
+    assert!(other != id && spill.id(&entropy).unwrap() == other);
+}

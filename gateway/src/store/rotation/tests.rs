@@ -303,3 +303,50 @@ async fn nothing_is_sealed_anew_until_all_write_with_the_new_key() {
         ]
     );
 }
+
+#[tokio::test]
+async fn a_key_stays_while_one_that_went_without_a_word_may_have_spilled_by_it() {
+    let store = begun().await;
+    let one = rotation(&store, &BOTH);
+    let with = |number: u128, writes: &str, spill: Option<u128>, keys: &[&str]| {
+        let mut it = replica(number, &sealer(&BOTH));
+        it.facts.writes_with = writes.into();
+        it.facts.spill = spill.map(Uuid::from_u128);
+        it.facts.spill_keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        it
+    };
+    let me = with(1, "new", Some(1), &[]);
+    for (gone, left) in [
+        (with(2, "old", Some(2), &[]), true),
+        (with(2, "new", Some(2), &["old"]), true),
+        (with(2, "new", Some(2), &[]), false),
+        // It had no spill.
+        (with(2, "old", None, &[]), false),
+        // This process holds what was its.
+        (with(2, "old", Some(1), &["old"]), false),
+    ] {
+        one.see_gone(std::slice::from_ref(&me), std::slice::from_ref(&gone));
+        assert_eq!(one.left_behind("old"), left.then_some(boot(2)), "{:?}", gone.facts);
+    }
+    for _ in 0..3 {
+        one.beat(&[shown(1, &one)]).await.unwrap();
+    }
+    assert_eq!(one.sealer().writes_with(), "new");
+    let rotated = async || {
+        let (_looks, live) = watch::channel(vec![shown(1, &one)]);
+        let mut told = Vec::new();
+        rotate(&one, live, &mut |progress| told.push(progress)).await.unwrap();
+        told.split_off(told.len() - 2)
+    };
+    one.see_gone(&[], &[with(2, "old", Some(2), &[])]);
+    let (key, writes_with) = ("old".to_owned(), "new".to_owned());
+    assert_eq!(
+        rotated().await,
+        [
+            Progress::Left { key: key.clone(), replica: boot(2) },
+            Progress::Done { writes_with: writes_with.clone(), needed: vec![key.clone()] }
+        ]
+    );
+    one.see_gone(&[], &[]);
+    assert_eq!(rotated().await, [Progress::Retired { key }, Progress::Done { writes_with, needed: vec![] }]);
+}
