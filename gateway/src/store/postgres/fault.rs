@@ -17,8 +17,8 @@ pub(super) fn of(error: sqlx::Error) -> StoreError {
         None => error.to_string(),
     };
     match (state(&error), &error) {
-        // Serialization failure, deadlock: the transaction was rolled back, for another's sake.
-        (Some("40001" | "40P01"), _) => StoreError::Contended(text),
+        // Serialization failure, deadlock, a lock not had in time: the transaction was rolled back, for another's sake.
+        (Some("40001" | "40P01" | "55P03"), _) => StoreError::Contended(text),
         // Disk full; a read-only transaction; no privilege.
         (Some("53100" | "25006" | "42501"), _) => StoreError::ReadOnly(text),
         // Data, constraints, unknown tables and columns, damaged pages.
