@@ -37,9 +37,26 @@ on_two!(
     one_rotates,
     one_grant_for_one_identity,
     one_adds_a_signing_key,
+    one_of_two_sees_a_registration_change,
     no_end_is_missed_by_a_poll,
     what_ends_each_other_is_settled
 );
+
+/// Two that start at once with different keys for a registration that nobody has seen: whoever comes second sees that it
+/// is another.
+async fn one_of_two_sees_a_registration_change(a: &Postgres, b: &Postgres) {
+    let see = async |store: &Postgres, name: &str, facts: &str, when| {
+        store.see_registration(&name.parse().unwrap(), &[facts.as_bytes()], at(when)).await.unwrap()
+    };
+    for n in 0..20 {
+        let name = format!("viewer-{n}");
+        let (ours, theirs) = join(see(a, &name, "key a", 10), see(b, &name, "key b", 10)).await;
+        assert_eq!([ours, theirs].into_iter().flatten().collect::<Vec<_>>(), [at(10)]);
+        // And again, as who brings the next key meets one that has the last still.
+        let (ours, theirs) = join(see(a, &name, "key c", 20), see(b, &name, "key c", 20)).await;
+        assert_eq!([ours, theirs], [Some(at(20)); 2]);
+    }
+}
 
 async fn state(store: &Postgres, id: GrantId) -> GrantState {
     store.grant(id).await.unwrap().unwrap().state

@@ -1,6 +1,6 @@
 //! Registrations as they were last seen, and how many grants live by them.
 
-use super::{Connection, fault::OrFault as _};
+use super::{Connection, fault::OrFault as _, locking};
 use crate::{clock::Timestamp, store::StoreResult};
 
 pub(super) async fn see(
@@ -10,26 +10,28 @@ pub(super) async fn see(
     now: Timestamp,
 ) -> StoreResult<Option<Timestamp>> {
     let Some(first) = facts.first() else { return Ok(None) };
-    let known: Option<(Vec<u8>, Option<i64>)> =
-        sqlx::query_as("SELECT facts, changed FROM registrations WHERE name = $1")
+    // Seen for the first time, if nobody is faster: what is there is locked from then on.
+    sqlx::query("INSERT INTO registrations (name, facts, changed) VALUES ($1, $2, NULL) ON CONFLICT (name) DO NOTHING")
+        .bind(registration.as_str())
+        .bind(first.as_slice())
+        .execute(&mut *on)
+        .await
+        .or_fault()?;
+    let (before, changed): (Vec<u8>, Option<i64>) =
+        sqlx::query_as(concat!("SELECT facts, changed FROM registrations WHERE name = $1", locking!()))
             .bind(registration.as_str())
-            .fetch_optional(&mut *on)
+            .fetch_one(&mut *on)
             .await
             .or_fault()?;
-    let changed = known.and_then(|(before, changed)| {
-        let same = facts.iter().any(|facts| facts.as_slice() == before);
-        if same { changed } else { Some(now.0) }
-    });
-    sqlx::query(
-        "INSERT INTO registrations (name, facts, changed) VALUES ($1, $2, $3) \
-         ON CONFLICT (name) DO UPDATE SET facts = excluded.facts, changed = excluded.changed",
-    )
-    .bind(registration.as_str())
-    .bind(first.as_slice())
-    .bind(changed)
-    .execute(on)
-    .await
-    .or_fault()?;
+    let same = facts.iter().any(|facts| facts.as_slice() == before);
+    let changed = if same { changed } else { Some(now.0) };
+    sqlx::query("UPDATE registrations SET facts = $2, changed = $3 WHERE name = $1")
+        .bind(registration.as_str())
+        .bind(first.as_slice())
+        .bind(changed)
+        .execute(on)
+        .await
+        .or_fault()?;
     Ok(changed.map(Timestamp))
 }
 
