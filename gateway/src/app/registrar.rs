@@ -1,5 +1,5 @@
-//! What operators see of registrations that EHRs refuse, and what they say of them. Each process counts for itself; the
-//! word that is given to one reaches the others by what it shows of itself.
+//! What operators see of registrations that EHRs refuse, and what they say of them. The word that is given to
+//! one process reaches the others by what it shows of itself.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     custody::{Custody, HOUR, Refusals, Suspected},
     replicas::Replicas,
-    store::{DeathsConfirmed, RefusedClient, SuspectClient},
+    store::{DeathsConfirmed, DeathsSeen, RefusedClient, SuspectClient},
 };
 
 /// So many are shown to the other processes each second; the rest is told where they are counted.
@@ -56,6 +56,10 @@ impl Registrar {
         refused.sort_by_key(|it| it.suspect.is_none());
         refused.truncate(SHOWN);
         refused
+    }
+
+    pub fn deaths_seen(&self) -> Vec<DeathsSeen> {
+        self.custody.deaths_seen()
     }
 
     fn refused(&self) -> Vec<RefusedClient> {

@@ -26,11 +26,13 @@ impl Voice for ProcessVoice {
     fn facts(&self) -> ReplicaFacts {
         // Which key writes is read before which ones the spill needs: what the one before has sealed is among those.
         let facts = Voice::facts(&*self.rotation);
-        let (refused, confirmed) = self.registrar.get().map(|it| (it.shown(), it.told())).unwrap_or_default();
+        let told = self.registrar.get().map(|it| (it.shown(), it.deaths_seen(), it.told()));
+        let (refused, deaths, confirmed) = told.unwrap_or_default();
         ReplicaFacts {
             spill: self.spill.as_ref().map(|(id, _)| *id),
             spill_keys: self.spill.as_ref().map(|(_, keys)| keys.ids()).unwrap_or_default(),
             refused,
+            deaths,
             confirmed,
             ..facts
         }

@@ -23,11 +23,14 @@
 //! sites counts as well, since many small sites can die of one key; sites that are suspect by their own count are left
 //! out of it.
 //!
-//! Counts are of this process. Replicas each see a part, and each rations its own: no grant ends that a single process
-//! would not have ended. After a restart nothing is known, and a first refusal waits as any other.
+//! Counts are of this process and, of each living other one on the store, what it told last (`elsewhere`). A suspicion
+//! is each process's own; where it ends by a renewal, the others try a grant at once. After a restart nothing is known
+//! of oneself, and a first refusal waits as any other.
 //!
 //! The one try after an unknown outcome (`lost_rotation`) is not counted: that the token is gone is what our own cut
 //! would explain. But it is not made while refusals stand unexplained ([`Deaths::unsure`]): it is the only one.
+
+mod elsewhere;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -36,6 +39,8 @@ use std::{
 
 use mantel_adapters::site::{RegistrationId, SiteId};
 
+use self::elsewhere::Elsewhere;
+pub use self::elsewhere::Heard;
 use crate::{
     clock::Instant,
     store::{Grant, GrantId},
@@ -128,6 +133,7 @@ pub struct Suspected {
 pub struct Deaths {
     rations: HashMap<Realm, Ration>,
     terms: HashMap<RegistrationId, Terms>,
+    elsewhere: Elsewhere,
 }
 
 /// What differs from the ordinary for a registration, until when.
@@ -159,6 +165,8 @@ struct Ration {
     /// Grants whose one try after an unknown outcome waits.
     spared: BTreeSet<GrantId>,
     suspicion: Option<Suspicion>,
+    /// How often a renewal has ended a suspicion, and when one did last.
+    freed: Option<(u64, Instant)>,
     /// What was answered to the last of the refused.
     answer: Option<String>,
 }
@@ -229,9 +237,7 @@ impl Deaths {
             }
             return Verdict::Suspect { until: now + LONGEST_PROBE, new: false };
         }
-        let own = ration.count(now).too_many();
-        if own || self.count(&realm.registration, now).too_many() {
-            self.suspect(realm, own, now);
+        if self.suspicious(realm, now) {
             return Verdict::Suspect { until: now + LONGEST_PROBE, new: true };
         }
         let closed = now >= refusal.first + WINDOW;
@@ -276,6 +282,8 @@ impl Deaths {
         ration.renew(grant, now);
         // Sent before, it says nothing of what has happened since.
         if ration.suspicion.as_ref().is_some_and(|suspicion| sent >= suspicion.since) {
+            let times = ration.freed.map_or(0, |(times, _)| times);
+            ration.freed = Some((times.saturating_add(1), now));
             return Relief { freed: true, retry: ration.free() };
         }
         if ration.suspicion.is_some() {
@@ -438,14 +446,27 @@ impl Deaths {
         self.rations.entry(realm.clone()).or_default().suspicion = Some(suspicion);
     }
 
+    /// Begins a suspicion, if too many are dead.
+    fn suspicious(&mut self, realm: &Realm, now: Instant) -> bool {
+        let own = self.total(realm, now).too_many();
+        let all = own || self.count(&realm.registration, now).too_many();
+        if all {
+            self.suspect(realm, own, now);
+        }
+        all
+    }
+
     /// The registration's, over its sites.
     fn count(&mut self, registration: &RegistrationId, now: Instant) -> Count {
-        let rations = self.rations.iter_mut().filter(|(realm, ration)| {
-            realm.registration == *registration && !ration.suspicion.as_ref().is_some_and(|suspicion| suspicion.own)
+        let own = self.rations.keys().filter(|realm| realm.registration == *registration);
+        let mut realms: BTreeSet<Realm> = own.chain(self.elsewhere.realms(registration)).cloned().collect();
+        realms.retain(|realm| {
+            let suspicion = self.rations.get(realm).and_then(|ration| ration.suspicion.as_ref());
+            !suspicion.is_some_and(|suspicion| suspicion.own)
         });
-        rations.fold(Count::default(), |sum, (_, ration)| {
-            let Count { dead, all } = ration.count(now);
-            Count { dead: sum.dead + dead, all: sum.all + all }
+        realms.iter().fold(Count::default(), |sum, realm| {
+            let Count { dead, all } = self.total(realm, now);
+            Count { dead: sum.dead.saturating_add(dead), all: sum.all.saturating_add(all) }
         })
     }
 }
@@ -456,6 +477,13 @@ pub struct Confirmed {
     pub sites: Vec<SiteId>,
     pub refused: BTreeSet<GrantId>,
     pub waiting: Vec<GrantId>,
+}
+
+impl Refusal {
+    /// Refusals count for a window; those that no renewal has followed count until one does.
+    fn counts(&self, now: Instant) -> bool {
+        self.vouched.is_none() || now <= self.last + WINDOW
+    }
 }
 
 impl Ration {
@@ -493,11 +521,9 @@ impl Ration {
         }
     }
 
-    /// Refusals count for a window; those that no renewal has followed count until one does.
     fn count(&mut self, now: Instant) -> Count {
         self.prune(now);
-        let counts = |refusal: &&Refusal| refusal.vouched.is_none() || now <= refusal.last + WINDOW;
-        let dead = self.refused.values().filter(counts).count() + self.ended.len();
+        let dead = self.refused.values().filter(|refusal| refusal.counts(now)).count() + self.ended.len();
         let dead = u64::try_from(dead).unwrap_or(u64::MAX);
         Count { dead, all: dead + self.renewed.iter().map(|(_, count)| count).sum::<u64>() }
     }

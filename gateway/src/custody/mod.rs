@@ -309,6 +309,7 @@ impl Custody {
         inner.tasks.spawn_on(inner.clone().share(), handle);
         if inner.context.store.shared() {
             inner.tasks.spawn_on(inner.clone().note_uses(), handle);
+            inner.tasks.spawn_on(inner.clone().hear_of_deaths(), handle);
         }
         inner.tasks.spawn_on(inner.clone().try_suspects(), handle);
         inner.tasks.spawn_on(inner.clone().replay(), handle);

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::{
     Custody, CustodyFault, Inner, RefreshAnswer,
-    deaths::{Confirmed, Deaths, FEW, HOUR, Realm, Refusals, Relief, Verdict},
+    deaths::{Confirmed, Deaths, FEW, HOUR, Heard, Realm, Refusals, Relief, Verdict},
     entry::Entry,
     machine::{Action, Cause, Event},
     outcome::{Answer, Attempt},
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::Instant,
-    store::{EndReason, Grant, GrantId, GrantState},
+    store::{DeathsSeen, EndReason, Grant, GrantId, GrantState},
 };
 
 #[derive(Default)]
@@ -69,6 +69,11 @@ impl Custody {
             self.0.try_now(*grant).await;
         }
         refused.len()
+    }
+
+    /// What this process counts of deaths, for the other ones on its store.
+    pub fn deaths_seen(&self) -> Vec<DeathsSeen> {
+        self.0.suspects.deaths().seen(self.0.now())
     }
 
     /// Whom EHRs refuse at present as this process sees it, suspect or not.
@@ -202,6 +207,25 @@ impl Inner {
         let (action, flight) = entry.step(Event::Tried, self.now());
         if action == Action::Fly {
             drop(self.start(&entry, flight, Job::Refresh));
+        }
+    }
+
+    /// Counts what the other processes see, for as long as this one lives.
+    pub(super) async fn hear_of_deaths(self: Arc<Self>) {
+        let (me, mut present) = (self.context.replicas.me(), self.context.replicas.present());
+        while let Some(Ok(())) = self.stop.run_until_cancelled(present.changed()).await {
+            let Heard { suspect, hope } = {
+                let present = present.borrow_and_update();
+                let others = present.iter().filter(|it| it.boot != me);
+                let told = others.flat_map(|it| it.facts.deaths.iter().map(|seen| (it.boot, seen)));
+                self.suspects.deaths().hear(told, self.now())
+            };
+            for realm in &suspect {
+                self.suspect(realm);
+            }
+            if hope {
+                self.suspects.changed.notify_one();
+            }
         }
     }
 

@@ -443,6 +443,8 @@ pub struct ReplicaFacts {
     pub spill: Option<Uuid>,
     /// Whom EHRs refuse, as it sees it; the first of them where they are many.
     pub refused: Vec<RefusedClient>,
+    /// What it counts of refused refresh tokens.
+    pub deaths: Vec<DeathsSeen>,
     /// What operators have told it lately of deaths.
     pub confirmed: Vec<DeathsConfirmed>,
 }
@@ -470,6 +472,23 @@ pub struct SuspectClient {
     pub since: Timestamp,
     /// When one of its grants tries next.
     pub next_try: Timestamp,
+}
+
+/// What one process has counted of a client of ours at a site, of which deaths are rationed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeathsSeen {
+    pub registration: RegistrationId,
+    pub site: SiteId,
+    /// The registration's, as the grants were made.
+    pub fingerprint: String,
+    /// Grants whose refresh token was refused: the first of them.
+    pub refused: Vec<GrantId>,
+    /// How many died besides those.
+    pub more: u64,
+    /// How many were renewed meanwhile.
+    pub renewed: u64,
+    /// How often a renewal has ended a suspicion, if one did lately.
+    pub freed: u64,
 }
 
 /// An operator's word that a registration's refused refresh tokens are dead.

@@ -1,10 +1,12 @@
 //! Deaths are rationed: an EHR that refuses a whole registration logs nobody out.
 
 use futures_util::future::join_all;
+use mantel_adapters::profile::Meaning;
 
 use super::{
+    many::Many,
     town::{Town, dead},
-    world::{epic, pass, secs},
+    world::{Reply, epic, pass, refuse, secs},
 };
 use crate::{
     custody::{CustodyFault, RefreshAnswer, RefreshOutcome},
@@ -244,4 +246,57 @@ async fn the_one_try_after_an_unknown_outcome_is_not_spent_on_a_suspect_registra
     town.until(|counted| counted.refreshes.get(&RefreshOutcome::Renewed) == Some(&10)).await;
     assert!(town.bearer(grants[9]).await.is_ok());
     assert!(town.counted().ended.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_ehr_that_refuses_all_several_processes_see_a_few_each_and_end_none() {
+    const GRANTS: usize = 15;
+    let many = Many::new(3, 300, epic()).await;
+    let mut grants = Vec::new();
+    for _ in 0..GRANTS {
+        grants.push(many.world.grant().await);
+    }
+    // Each app asks always the same process.
+    for (n, grant) in grants.iter().enumerate() {
+        many.access(n % 3, *grant).await;
+    }
+    many.world.ehr.only((0..100).map(|_| refuse(Meaning::Dead)));
+    many.pass(secs(305)).await;
+    let waits = async || {
+        for (n, grant) in grants.iter().enumerate() {
+            match many.ask(n % 3, *grant).await.unwrap_err() {
+                CustodyFault::Unavailable { .. } | CustodyFault::Suspect { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    // They fell due before.
+    waits().await;
+    let suspects = || many.nodes.iter().map(|node| node.counted().suspect).collect::<Vec<_>>();
+    assert_eq!(suspects(), vec![[("general".to_owned(), true)]; 3]);
+    // Long enough for every window to close.
+    for _ in 0..12 {
+        many.pass(secs(60)).await;
+        waits().await;
+    }
+    assert_eq!(many.ended(), 0);
+    // After the first ones each process has tried after 1, 2 and 4 minutes.
+    let tried = many.calls() - GRANTS;
+    assert_eq!(tried, 9);
+    let renewed = |n: usize| RefreshAnswer::Tokens {
+        access: format!("access of {n}").into(),
+        refresh: Some(format!("refresh of {n}").into()),
+        lifetime: Some(secs(300)),
+        scope: None,
+        id_token: None,
+    };
+    many.world.ehr.only((0..GRANTS).map(|n| Reply::Answer(renewed(n))));
+    // The next try of one process frees its own, and the others try at once.
+    while many.outcomes(RefreshOutcome::Renewed) == 0 {
+        many.pass(secs(1)).await;
+    }
+    many.pass(secs(5)).await;
+    assert_eq!(many.outcomes(RefreshOutcome::Renewed), GRANTS);
+    assert_eq!(suspects(), vec![[("general".to_owned(), true), ("general".to_owned(), false)]; 3]);
+    assert_eq!((many.calls(), many.ended()), (GRANTS * 2 + tried, 0));
 }

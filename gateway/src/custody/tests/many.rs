@@ -1,6 +1,9 @@
 //! Several processes on one store and one EHR.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use mantel_adapters::profile::TokenPolicy;
 
@@ -9,7 +12,7 @@ use crate::{
     clock::Instant,
     custody::{Bearer, Custody, CustodyContext, CustodyFault, RefreshOutcome},
     entropy::uuid4,
-    replicas::Replicas,
+    replicas::{Replicas, Voice},
     store::{
         BootId, GrantId, ReplicaFacts,
         link::{Busy, Link},
@@ -23,6 +26,17 @@ pub struct Node {
     pub link: Arc<Link>,
     pub counter: Arc<Counter>,
     pub replicas: Replicas,
+}
+
+/// What a process tells the others.
+#[derive(Default)]
+struct Told(OnceLock<Custody>);
+
+impl Voice for Told {
+    fn facts(&self) -> ReplicaFacts {
+        let deaths = self.0.get().map(Custody::deaths_seen).unwrap_or_default();
+        ReplicaFacts { deaths, ..ReplicaFacts::default() }
+    }
 }
 
 pub struct Many {
@@ -50,7 +64,8 @@ impl Many {
         let link = Arc::new(Link::new(self.world.store.clone(), self.busy.clone()));
         let (counter, boot) = (Arc::new(Counter::default()), BootId(uuid4(&*self.world.entropy)));
         let (clock, metrics) = (self.world.clock.clone(), Metrics::new().unwrap());
-        let replicas = Replicas::join(link.clone(), clock, metrics, boot, Arc::new(ReplicaFacts::default()), secs(60));
+        let told = Arc::new(Told::default());
+        let replicas = Replicas::join(link.clone(), clock, metrics, boot, told.clone(), secs(60));
         let replicas = replicas.await.unwrap();
         let custody = Custody::new(CustodyContext {
             store: link.clone(),
@@ -65,6 +80,7 @@ impl Many {
             token_timeout: secs(100),
             spill: None,
         });
+        let _ = told.0.set(custody.clone());
         let evicts = custody.clone();
         replicas.follow(move |grant| evicts.forget(grant));
         self.nodes.push(Node { custody, replicas, link, counter });

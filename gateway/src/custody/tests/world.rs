@@ -84,6 +84,11 @@ impl Ehr {
         self.replies.lock().unwrap().push_back(reply);
     }
 
+    /// These, in the place of what was to come.
+    pub fn only(&self, replies: impl IntoIterator<Item = Reply>) {
+        *self.replies.lock().unwrap() = replies.into_iter().collect();
+    }
+
     /// The next request waits; what it is told then, it does.
     pub fn gate(&self) -> oneshot::Sender<Reply> {
         let (open, gate) = oneshot::channel();
