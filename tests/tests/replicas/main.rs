@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
 mod away;
+mod deaths;
 mod killed;
 mod login;
 mod quiet;
