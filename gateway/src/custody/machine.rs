@@ -432,13 +432,14 @@ impl State {
 
     fn refused(&mut self, rules: &Rules, now: Instant) -> Action {
         let forced = self.forced.filter(|at| now < *at + FORCED_INTERVAL);
+        let due = self.times.due <= now;
         match self.way(now) {
             // One that is under way brings a newer bearer, whoever forced it.
             Way::Busy => return Action::Join,
             Way::None => return Action::Theirs,
             _ if now < self.times.settled => return Action::Theirs,
-            // The forced one brought this bearer, and it is refused too.
-            _ if forced.is_some_and(|at| self.times.received >= at) => return Action::Theirs,
+            // The forced one brought this bearer, and it is refused too. What is due by now needs no force.
+            _ if !due && forced.is_some_and(|at| self.times.received >= at) => return Action::Theirs,
             _ => {}
         }
         // No doubt waits for the end of a bearer that does not serve; and where other processes are about, one of
@@ -449,7 +450,7 @@ impl State {
             Way::Blocked { cause, after } => Action::Unavailable { cause, after },
             // One that brought nothing is not forced again: it is tried again, when its own outcome allows that.
             _ => {
-                self.forced = forced.or(Some(now));
+                self.forced = forced.or((!due).then_some(now));
                 self.fly(Action::Fly)
             }
         }

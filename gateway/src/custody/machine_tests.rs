@@ -51,6 +51,23 @@ fn no_answer_makes_a_lifetime_that_cannot_be_reckoned_with() {
 }
 
 #[test]
+fn a_refused_bearer_that_is_due_is_renewed_whatever_was_forced() {
+    let (rules, now) = (rules(300, 0, 0), Instant::now());
+    let (refused, at) = (Event::Refused { current: true }, |seconds| now + secs(seconds));
+    let renewed = |at| Event::Renewed { times: Times::new(&rules, secs(10), Duration::ZERO, at), refreshable: true };
+    let mut state = State::new(Times::new(&rules, secs(10), Duration::ZERO, now), true);
+    assert_eq!(state.step(&rules, refused, now), Action::Fly);
+    state.step(&rules, renewed(now), now);
+    assert_eq!(state.step(&rules, refused, at(5)), Action::Theirs, "the forced one brought it");
+    // It came late, and the EHR's own reckoning ends it before ours.
+    assert_eq!(state.step(&rules, refused, at(9)), Action::Fly);
+    state.step(&rules, renewed(at(9)), at(9));
+    assert_eq!(state.step(&rules, refused, at(61)), Action::Fly, "due, and so not forced");
+    state.step(&rules, renewed(at(61)), at(61));
+    assert_eq!(state.step(&rules, refused, at(62)), Action::Fly, "the first that is forced in this minute");
+}
+
+#[test]
 fn the_interval_is_at_most_half_the_lifetime() {
     let now = Instant::now();
     assert_eq!(Times::new(&rules(0, 600, 0), secs(300), Duration::ZERO, now).settled - now, secs(150));
@@ -276,11 +293,14 @@ impl Model {
             self.refused = self.refused.or(Some(self.now));
         }
         match action {
-            Action::Fly => assert!(self.free() && self.settled() && !(self.forced_lately() && self.renewed_since())),
+            Action::Fly => {
+                let told = self.forced_lately() && self.renewed_since();
+                assert!(self.free() && self.settled() && (self.due() || !told));
+            }
             Action::Join => assert!(self.flying && !self.kept),
             Action::Theirs => {
                 let told = self.forced_lately() && self.renewed_since();
-                assert!(!self.settled() || told || !self.refreshable, "a refresh would tell");
+                assert!(!self.settled() || (told && !self.due()) || !self.refreshable, "a refresh would tell");
             }
             Action::Unavailable { after, .. } => {
                 assert!(!self.free() && self.refreshable || self.kept);
@@ -343,7 +363,7 @@ proptest! {
                     model.check_refused(action);
                     if action == Action::Fly {
                         model.fly_if(true);
-                        if !model.forced_lately() {
+                        if !model.forced_lately() && !model.due() {
                             model.forced = Some(model.now);
                         }
                     }
