@@ -216,11 +216,12 @@ impl Gateway {
     ///
     /// # Errors
     /// When it does not within ten seconds.
-    pub async fn clock_seen(&self, seconds: i32) -> Result<()> {
+    pub async fn clock_seen(&self, seconds: i64) -> Result<()> {
+        let seconds = f64::from(i32::try_from(seconds)?);
         let began = Instant::now();
         loop {
             let ahead = self.metric("mantel_clock_ahead_seconds").await?;
-            if (ahead - f64::from(seconds)).abs() < 5.0 {
+            if (ahead - seconds).abs() < 5.0 {
                 return Ok(());
             }
             ensure!(began.elapsed() < Duration::from_secs(10), "the clock is seen {ahead} s off, not {seconds}");

@@ -2,6 +2,7 @@
 //! in TOML, real sockets. For end-to-end tests.
 
 pub mod app;
+pub mod block;
 pub mod cluster;
 mod config;
 pub mod disk;

@@ -16,6 +16,7 @@ mod leak;
 mod memory;
 mod processes;
 mod raw_http;
+mod read_only;
 mod readme;
 mod registrations;
 mod review;

@@ -24,18 +24,18 @@ use mantel_tests::{
 };
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
-const REFRESH: &str = "token:refresh_token";
+pub const REFRESH: &str = "token:refresh_token";
 /// After a trouble's end.
-const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(10);
 
 pub struct Login {
-    app: App,
-    tokens: Tokens,
+    pub app: App,
+    pub tokens: Tokens,
 }
 
 impl Login {
     /// One whose first tokens at the EHR live so long.
-    async fn of(world: &World, lifetime: Option<u64>) -> Self {
+    pub async fn of(world: &World, lifetime: Option<u64>) -> Self {
         let ehr = world.ehr(Vendor::Epic);
         ehr.auth.set_lifetime(lifetime);
         // Without an identity none takes the place of the one before.
@@ -50,11 +50,11 @@ impl Login {
         format!("{}/Patient/{}", self.app.base, self.tokens.text("patient"))
     }
 
-    async fn read(&self) -> Answer {
+    pub async fn read(&self) -> Answer {
         read(&self.url(), self.tokens.access()).await.unwrap()
     }
 
-    fn reading(&self) -> tokio::task::JoinHandle<anyhow::Result<Answer>> {
+    pub fn reading(&self) -> tokio::task::JoinHandle<anyhow::Result<Answer>> {
         let (url, token) = (self.url(), self.tokens.access().to_owned());
         tokio::spawn(async move { read(&url, &token).await })
     }
@@ -76,7 +76,7 @@ impl Login {
 
 /// Told to come again, as a fault of ours.
 #[track_caller]
-fn held_back(answer: &Answer) {
+pub fn held_back(answer: &Answer) {
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text());
     assert!(answer.header("retry-after").is_some(), "{:?}", answer.headers);
 }
@@ -111,7 +111,7 @@ pub fn answers(directory: &Path) -> Vec<PathBuf> {
     files.map(|it| it.unwrap().path()).filter(|it| it.to_string_lossy().contains(".answer")).collect()
 }
 
-async fn spilled(world: &World, event: &str) -> f64 {
+pub async fn spilled(world: &World, event: &str) -> f64 {
     world.gateway.metric(&format!("mantel_spill_answers_total{{event=\"{event}\"}}")).await.unwrap()
 }
 

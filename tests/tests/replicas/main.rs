@@ -8,5 +8,7 @@ mod killed;
 mod login;
 mod quiet;
 mod rolling;
+mod skewed;
+mod slow;
 mod stopped;
 mod world;
