@@ -264,7 +264,7 @@ impl Node {
     ///
     /// # Errors
     /// When it does not within ten seconds.
-    pub async fn clock_seen(&self, seconds: i64) -> Result<()> {
+    pub async fn clock_seen(&self, seconds: i32) -> Result<()> {
         self.gateway.clock_seen(seconds).await
     }
 }

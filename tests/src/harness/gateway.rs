@@ -216,8 +216,8 @@ impl Gateway {
     ///
     /// # Errors
     /// When it does not within ten seconds.
-    pub async fn clock_seen(&self, seconds: i64) -> Result<()> {
-        let seconds = f64::from(i32::try_from(seconds)?);
+    pub async fn clock_seen(&self, seconds: i32) -> Result<()> {
+        let seconds = f64::from(seconds);
         let began = Instant::now();
         loop {
             let ahead = self.metric("mantel_clock_ahead_seconds").await?;

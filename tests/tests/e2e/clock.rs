@@ -21,7 +21,7 @@ use url::Url;
 use super::registrations::pem;
 
 const REFRESH: &str = "token:refresh_token";
-const HOUR: i64 = 3600;
+const HOUR: i32 = 3600;
 const EPIC: &str = "epic-strict";
 
 async fn world(ehrs: impl IntoIterator<Item = Ehr>) -> Cluster {
@@ -51,7 +51,7 @@ async fn sign_with_keys(cluster: &mut Cluster) {
 }
 
 /// Another process, whose machine's clock is so many seconds off.
-async fn restart(cluster: &mut Cluster, off: Option<i64>) {
+async fn restart(cluster: &mut Cluster, off: Option<i32>) {
     let node = &mut cluster.nodes[0];
     node.gateway.kill().unwrap();
     if let Some(off) = off {
@@ -143,7 +143,7 @@ fn unharmed(hospital: &Hospital) {
 }
 
 /// Steps in mid-life, and back.
-async fn an_hour_off(seconds: i64) {
+async fn an_hour_off(seconds: i32) {
     let ehrs = [Ehr::strict(Vendor::Epic), Ehr::strict(Vendor::Oracle), Ehr::new(Vendor::Athena)];
     let mut cluster = world(ehrs).await;
     sign_with_keys(&mut cluster).await;
@@ -237,7 +237,7 @@ async fn a_clock_that_is_set_right_is_believed_with_the_first_answer_of_an_ehr()
         assert_eq!(answer.status, 503, "{}", answer.text());
         assert!(!epic.ehr.auth.refused().is_empty());
         let ahead = node.gateway.metric("mantel_clock_ehr_ahead_seconds").await.unwrap();
-        assert!((ahead + off as f64).abs() < 10.0, "{ahead}");
+        assert!((ahead + f64::from(off)).abs() < 10.0, "{ahead}");
 
         node.set_clock(0).unwrap();
         node.clock_seen(-off).await.unwrap();
@@ -295,7 +295,7 @@ async fn a_start_an_hour_ahead_forgets_nothing() {
     // The sweep comes with the start, and has been when the time is in the store.
     restart(&mut cluster, Some(0)).await;
     let behind = cluster.nodes[0].gateway.metric("mantel_clock_behind_store_seconds").await.unwrap();
-    assert!((HOUR as f64..(HOUR + 120) as f64).contains(&behind), "{behind}");
+    assert!((f64::from(HOUR)..f64::from(HOUR + 120)).contains(&behind), "{behind}");
     other.served(&other.read().await);
     login.served(&login.read().await);
     unharmed(cluster.hospital(EPIC).unwrap());
