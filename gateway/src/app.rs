@@ -52,7 +52,7 @@ use crate::{
         self, BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, Revocation, Schema, SharedStore, StoreError,
         rotation::SealRotation, sealing::Sealer,
     },
-    telemetry::{AccessLog, Metrics, traces::Traces},
+    telemetry::{AccessLog, CustodyLabels, Metrics, traces::Traces},
     upstream::{Client, Clients, Ehrs, RevokeOutcome, Roots, TokenHint, TokenOutcome, refresh_share},
 };
 
@@ -234,6 +234,15 @@ async fn begin(config: Config, ports: Ports, begun: &mut Begun) -> anyhow::Resul
         )
     })?;
     metrics.take_on(&config, clock.now().seconds());
+    metrics.begin(
+        &config,
+        CustodyLabels {
+            refreshes: &RefreshOutcome::ALL.map(RefreshOutcome::text),
+            ends: &EndReason::ALL.map(EndReason::text),
+            leases: &LeaseMark::ALL.map(LeaseMark::text),
+            spill: &SpillEvent::ALL.map(SpillEvent::text),
+        },
+    );
     let traced = config.telemetry.otlp.is_some();
     let workers = config.server.workers.unwrap_or_else(cores);
     let settings = Settings {

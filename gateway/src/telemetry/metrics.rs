@@ -159,6 +159,15 @@ impl LaunchMark {
     }
 }
 
+/// How custody calls what it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct CustodyLabels<'l> {
+    pub refreshes: &'l [&'static str],
+    pub ends: &'l [&'static str],
+    pub leases: &'l [&'static str],
+    pub spill: &'l [&'static str],
+}
+
 /// Buckets in seconds: from a memory hit to an EHR's slowest search.
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
@@ -417,6 +426,29 @@ impl Metrics {
         }
         self.prepared.store(Arc::new(Prepared { requests, sites }));
         self.config_loaded.set(loaded_at_seconds);
+    }
+
+    /// Begins the series of rare events at zero: a rate over one that is absent until its first event misses that one.
+    pub fn begin(&self, config: &Config, custody: CustodyLabels<'_>) {
+        let vendors: std::collections::BTreeSet<_> = config.sites.values().map(|site| site.vendor.as_str()).collect();
+        for (family, labels) in [(&self.refreshes, custody.refreshes), (&self.grants_ended, custody.ends)] {
+            for vendor in &vendors {
+                labels.iter().for_each(|label| drop(family.with_label_values(&[vendor, label])));
+            }
+        }
+        for (family, labels) in [(&self.leases, custody.leases), (&self.spill_answers, custody.spill)] {
+            labels.iter().for_each(|label| drop(family.with_label_values(&[label])));
+        }
+        for site in config.sites.values() {
+            for registration in &site.registrations {
+                let labels = [registration.as_str(), site.id.as_str()];
+                self.suspect.with_label_values(&labels);
+                self.suspected.with_label_values(&labels);
+            }
+        }
+        for vendor in vendors.into_iter().chain([NO_VENDOR]) {
+            LaunchMark::ALL.iter().for_each(|mark| drop(self.launches.with_label_values(&[vendor, mark.text()])));
+        }
     }
 
     /// One FHIR request of an app, done.

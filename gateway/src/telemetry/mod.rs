@@ -7,4 +7,4 @@ pub mod metrics;
 pub mod traces;
 
 pub use access_log::{AccessLog, AccessRecord};
-pub use metrics::Metrics;
+pub use metrics::{CustodyLabels, Metrics};

@@ -38,6 +38,27 @@ async fn metrics_count_requests_calls_grants_and_launches() {
     assert_eq!(get(&format!("{}/elsewhere", gateway.admin), &[]).await.unwrap().status, 404);
 }
 
+/// A rate over a series that is absent until its first event misses that one, and an alert on it never fires.
+#[tokio::test]
+async fn what_is_rare_is_counted_from_zero() {
+    let world = World::start([Ehr::new(Vendor::Oracle)]).await.unwrap();
+    let exposition = get(&format!("{}/metrics", world.gateway.admin), &[]).await.unwrap().text();
+    for line in [
+        r#"mantel_spill_answers_total{event="spilled"} 0"#,
+        r#"mantel_spill_answers_total{event="bad"} 0"#,
+        r#"mantel_refresh_leases_total{event="lost"} 0"#,
+        r#"mantel_refreshes_total{outcome="lost_rotation",vendor="oracle"} 0"#,
+        r#"mantel_refreshes_total{outcome="misconfigured",vendor="oracle"} 0"#,
+        r#"mantel_grants_ended_total{reason="dead",vendor="oracle"} 0"#,
+        r#"mantel_registration_suspect{registration="viewer-oracle",site="oracle"} 0"#,
+        r#"mantel_registration_suspected_total{registration="viewer-oracle",site="oracle"} 0"#,
+        r#"mantel_launches_total{step="at_ehr",vendor="oracle"} 0"#,
+        r#"mantel_launches_total{step="refused",vendor="none"} 0"#,
+    ] {
+        assert!(exposition.lines().any(|known| known == line), "{line}: {exposition}");
+    }
+}
+
 #[tokio::test]
 async fn the_access_log_has_a_line_for_each_request_and_names_no_patient() {
     let mut world = World::start([Ehr::new(Vendor::Generic)]).await.unwrap();
