@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use super::{
     Bearer, GrantPolicy,
     machine::{Action, Doubt, Event, Rules, State, Times},
+    outages::Outage,
     usage,
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(super) struct Entry {
     pub id: GrantId,
     /// The budget that its refreshes share.
     pub budget: Arc<str>,
+    /// What is known of its site.
+    pub outage: Arc<Outage>,
     held: ArcSwap<Held>,
     /// Last use in nanoseconds since `born`, plus one; zero: none.
     used: AtomicU64,
@@ -135,6 +138,7 @@ impl Entry {
     pub(super) fn new(
         grant: &Grant,
         budget: Arc<str>,
+        outage: Arc<Outage>,
         rules: Rules,
         state: State,
         wall: Timestamp,
@@ -147,6 +151,7 @@ impl Entry {
         Self {
             id: grant.id,
             budget,
+            outage,
             held: ArcSwap::from_pointee(Held::of(grant, &state.times)),
             used: AtomicU64::new(0),
             born: now,
@@ -247,6 +252,22 @@ impl Entry {
             self.held.store(Arc::new(Held::of(grant, &times)));
         }
         self.idle_intent.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it may be tried for one who asks though its backoff lasts; then its backoff is over.
+    pub(super) fn press(&self, now: Instant) -> bool {
+        let mut guts = self.guts();
+        let Guts { state, rules, .. } = &mut *guts;
+        let pressed = state.pressable(now).is_some_and(|failed| self.outage.admits(failed, now));
+        if pressed {
+            state.step(rules, Event::Pressed, now);
+        }
+        pressed
+    }
+
+    /// When it may help to ask for it again, if its backoff keeps it from being refreshed.
+    pub(super) fn ask_again(&self, now: Instant) -> Option<Instant> {
+        self.guts().state.hold.map(|hold| hold.askers).filter(|at| now < *at)
     }
 
     /// Whether the wheel would start a refresh now, and the last use.

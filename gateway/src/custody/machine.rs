@@ -28,6 +28,9 @@ pub const LATE_WINNER: Duration = Duration::from_secs(60);
 /// Whose lease stands still for so long, as its watcher sees it, is dead or stopped.
 pub const LEASE_TTL: Duration = Duration::from_secs(10);
 
+/// A grant that somebody asks for is not held longer by its backoff, where its site lets it try (`outages`).
+const HELD_FROM_ASKERS: Duration = Duration::from_secs(5);
+
 /// `Retry-After` beyond it is not believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -147,7 +150,20 @@ impl Cause {
 
     /// Full jitter: anything up to the doubled wait, by a die of 0..=`u32::MAX`; never before `Retry-After`.
     pub fn wait(self, attempts: u32, retry_after: Option<Duration>, die: u32) -> Duration {
-        let (first, longest) = self.backoff();
+        self.wait_at_most(self.backoff().1, attempts, retry_after, die)
+    }
+
+    /// How long a try waits of which somebody waits for the outcome.
+    fn askers_wait(self, attempts: u32, retry_after: Option<Duration>, die: u32) -> Duration {
+        let longest = match self {
+            Self::Passing => HELD_FROM_ASKERS,
+            _ => self.backoff().1,
+        };
+        self.wait_at_most(longest, attempts, retry_after, die)
+    }
+
+    fn wait_at_most(self, longest: Duration, attempts: u32, retry_after: Option<Duration>, die: u32) -> Duration {
+        let (first, _) = self.backoff();
         let most = first.saturating_mul(1 << attempts.min(20)).min(longest);
         let jittered = most.mul_f64(f64::from(die) / f64::from(u32::MAX));
         jittered.max(retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER))
@@ -158,7 +174,10 @@ impl Cause {
 pub struct Hold {
     pub cause: Cause,
     pub attempts: u32,
+    pub since: Instant,
     pub until: Instant,
+    /// From then on it may be tried for somebody who asks ([`Event::Pressed`]).
+    pub askers: Instant,
 }
 
 /// A refresh whose outcome is unknown.
@@ -274,6 +293,8 @@ pub enum Event {
     Freed,
     /// That, and it is to be tried now.
     Tried,
+    /// Somebody asks, and its site lets it try before its backoff is over ([`State::pressable`]).
+    Pressed,
     /// Its outcome is unknown.
     Doubtful(Doubt),
     /// Another process is at it, and nobody waits here: it is looked at again then.
@@ -361,7 +382,8 @@ impl State {
                 self.flight = Flight::None;
                 let attempts = self.hold.filter(|hold| hold.cause == cause).map_or(0, |hold| hold.attempts);
                 let until = now + cause.wait(attempts, retry_after, die);
-                self.hold = Some(Hold { cause, attempts: attempts.saturating_add(1), until });
+                let askers = now + cause.askers_wait(attempts, retry_after, die);
+                self.hold = Some(Hold { cause, attempts: attempts.saturating_add(1), since: now, until, askers });
                 Action::Rest
             }
             Event::Freed => {
@@ -374,6 +396,12 @@ impl State {
                     Way::Free => self.fly(Action::Fly),
                     _ => Action::Rest,
                 }
+            }
+            Event::Pressed => {
+                if let Some(hold) = self.hold.as_mut().filter(|hold| hold.askers <= now) {
+                    hold.until = hold.until.min(now);
+                }
+                Action::Rest
             }
             Event::Doubtful(doubt) => {
                 self.flight = Flight::None;
@@ -484,6 +512,13 @@ impl State {
         action
     }
 
+    /// Whether nothing but its backoff keeps a refresh from starting, and not from one who asks; since when.
+    pub fn pressable(&self, now: Instant) -> Option<Instant> {
+        let hold = self.hold.filter(|hold| hold.askers <= now && now < hold.until)?;
+        let doubtful = self.doubt.is_some_and(|doubt| now < doubt.blocked_until(now));
+        (self.refreshable && self.flight == Flight::None && !doubtful).then_some(hold.since)
+    }
+
     /// Whether a refresh may start.
     fn way(&self, now: Instant) -> Way {
         match self.flight {
@@ -499,8 +534,14 @@ impl State {
         if until <= now {
             return Way::Free;
         }
-        let cause = self.hold.filter(|hold| hold.until == until).map_or(Cause::Passing, |hold| hold.cause);
-        Way::Blocked { cause, after: until - now }
+        match self.hold.filter(|hold| hold.until == until) {
+            // It may help to ask again before.
+            Some(hold) => {
+                let again = hold.askers.max(now + Duration::from_secs(1)).min(until);
+                Way::Blocked { cause: hold.cause, after: again - now }
+            }
+            None => Way::Blocked { cause: Cause::Passing, after: until - now },
+        }
     }
 
     fn blocked_until(&self, now: Instant) -> Instant {

@@ -85,6 +85,45 @@ fn a_wait_doubles_to_its_bound_and_honours_retry_after() {
 }
 
 #[test]
+fn who_asks_is_held_five_seconds_at_most_and_as_long_as_the_ehr_says() {
+    let (start, rules) = (Instant::now(), rules(300, 0, 0));
+    let held = |retry_after: Option<u64>| {
+        let mut state = State::new(Times::new(&rules, secs(300), secs(300), start), true);
+        for _ in 0..10 {
+            state.step(
+                &rules,
+                Event::Held { cause: Cause::Passing, retry_after: retry_after.map(secs), die: u32::MAX },
+                start,
+            );
+        }
+        state
+    };
+    let mut state = held(None);
+    assert_eq!(state.next_wake(&rules, start), Some(start + secs(60)), "nobody asks");
+    assert_eq!(state.pressable(start + secs(4)), None);
+    let blocked = |after| Action::Unavailable { cause: Cause::Passing, after: secs(after) };
+    assert_eq!(state.step(&rules, Event::Asked, start), blocked(5));
+    state.step(&rules, Event::Pressed, start + secs(4));
+    assert_eq!(state.step(&rules, Event::Asked, start + secs(30)), blocked(1));
+    assert_eq!(state.pressable(start + secs(5)), Some(start));
+    state.step(&rules, Event::Pressed, start + secs(5));
+    assert_eq!(state.step(&rules, Event::Asked, start + secs(5)), Action::Fly);
+    assert_eq!(state.pressable(start + secs(5)), None, "it flies");
+
+    let state = held(Some(40));
+    assert_eq!((state.pressable(start + secs(39)), state.pressable(start + secs(40))), (None, Some(start)));
+    // What its own outcome forbids is not for anybody to press.
+    let mut doubtful = held(None);
+    doubtful.doubt = Some(Doubt::new(&rules, start, Duration::ZERO, start));
+    assert_eq!(doubtful.pressable(start + secs(30)), None);
+    for cause in [Cause::Misconfigured, Cause::Store, Cause::Presumed] {
+        let mut state = State::new(Times::new(&rules, secs(300), secs(300), start), true);
+        state.step(&rules, Event::Held { cause, retry_after: Some(secs(100)), die: u32::MAX }, start);
+        assert_eq!(state.pressable(start + secs(99)), None, "{cause:?}");
+    }
+}
+
+#[test]
 fn a_session_ends_by_idleness_and_by_its_end() {
     let (start, rules) = (Instant::now(), Rules::new(&policy(300, 0, 0), secs(600), true));
     let times = Times::new(&rules, secs(3600), Duration::ZERO, start);
@@ -128,6 +167,8 @@ enum Op {
         current: bool,
     },
     Wake,
+    /// Somebody presses, whatever the site says.
+    Press,
     Renew {
         lifetime: u64,
         refreshable: bool,
@@ -163,6 +204,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         6 => Just(Op::Ask),
         3 => any::<bool>().prop_map(|current| Op::Refused { current }),
         4 => Just(Op::Wake),
+        2 => Just(Op::Press),
         4 => (prop_oneof![Just(300_u64), Just(570), Just(3600), 1_u64..100], prop::bool::weighted(0.9))
             .prop_map(|(lifetime, refreshable)| Op::Renew { lifetime, refreshable }),
         2 => (0_u64..120).prop_map(|retry_after| Op::Hold { retry_after }),
@@ -372,6 +414,10 @@ proptest! {
                     let (action, _) = step(Event::Woken);
                     model.check_wake(action);
                     model.fly_if(matches!(action, Action::Fly | Action::End(_)));
+                }
+                // Not before the EHR's `Retry-After`, which is all that there is.
+                Op::Press => {
+                    step(Event::Pressed);
                 }
                 // The rest comes from flights only.
                 _ if !model.flying || model.ended => {}

@@ -17,6 +17,7 @@ mod entry;
 mod flights;
 mod lease;
 mod machine;
+mod outages;
 mod outcome;
 mod refresh;
 mod replay;
@@ -48,6 +49,7 @@ use self::{
     entry::{Among, Entry, Flight, Table},
     flights::{Flights, Seat},
     machine::{Action, Event},
+    outages::Outages,
     refresh::Job,
     replay::Pending,
     suspects::Suspects,
@@ -260,6 +262,7 @@ struct Inner {
     suspects: Suspects,
     pending: Pending,
     budgets: Budgets,
+    outages: Outages,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -301,6 +304,7 @@ impl Custody {
             suspects: Suspects::default(),
             pending: Pending::new(spill),
             budgets: Budgets::default(),
+            outages: Outages::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -481,7 +485,7 @@ impl Inner {
             Self::hold_for_replay(&mut state);
         }
         let budget = self.budgets.known(self.context.policies.budget(grant));
-        let entry = self.table.enter(Entry::new(grant, budget, rules, state, wall, now));
+        let entry = self.table.enter(Entry::new(grant, budget, self.outages.of(&grant.site), rules, state, wall, now));
         if entry.generation() < grant.generation {
             let age = grant.tokens.received.until(wall);
             match overlaid {
@@ -517,6 +521,8 @@ impl Inner {
                 Action::Fly => Some(self.start(entry, flight, Job::Refresh)),
                 Action::End(reason) => Some(self.start(entry, flight, Job::End(reason))),
                 Action::Join => self.flights.find(&(entry.id, flight.number)).inspect(|_| self.context.events.joined()),
+                // Back to the machine, which lets it fly now.
+                Action::Unavailable { cause: Cause::Passing, .. } if entry.press(now) => continue,
                 Action::Unavailable { cause, after } => {
                     // A refused bearer may have brought its next try forward.
                     if matches!(event, Event::Refused { .. }) {

@@ -113,7 +113,9 @@ impl Inner {
         };
         entry.step(event, now);
         let wake = entry.next_wake(now);
-        let after = wake.map_or(SOON, |at| at.saturating_duration_since(now).max(SOON));
+        // Who asks may be served before the wheel comes round.
+        let again = [wake, entry.ask_again(now)].into_iter().flatten().min();
+        let after = again.map_or(SOON, |at| at.saturating_duration_since(now).max(SOON));
         self.wheel.set(entry.id, wake);
         match caller {
             Caller::Ended(reason) => {

@@ -116,6 +116,7 @@ impl Inner {
         let (realm, now) = (Realm::of(&case.grant), self.now());
         let wait = match answer {
             RefreshAnswer::Tokens { .. } => {
+                entry.outage.renewed(now);
                 let relief = self.suspects.deaths().renewed(&realm, entry.id, sent, now);
                 self.relieve(&realm, relief);
                 return Ok(Answer::Tokens);

@@ -7,6 +7,7 @@ mod flow;
 mod herd;
 mod lease;
 mod many;
+mod outage;
 mod spill;
 mod table;
 mod town;

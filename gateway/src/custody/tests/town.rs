@@ -36,6 +36,8 @@ pub struct Hospital {
     /// Answers everybody so.
     pub all: Mutex<Option<RefreshAnswer>>,
     dead: Mutex<BTreeSet<GrantId>>,
+    /// Fails for these alone.
+    ill: Mutex<BTreeSet<GrantId>>,
     pub calls: watch::Sender<Vec<(GrantId, Call)>>,
     in_flight: AtomicUsize,
     pub most_in_flight: AtomicUsize,
@@ -45,6 +47,10 @@ pub fn dead() -> RefreshAnswer {
     RefreshAnswer::Refused { meaning: Meaning::Dead, retry_after: None, detail: "400 invalid_grant".into() }
 }
 
+pub fn failing() -> RefreshAnswer {
+    RefreshAnswer::Refused { meaning: Meaning::Passing, retry_after: None, detail: "503".into() }
+}
+
 impl Hospital {
     pub fn says(&self, answer: Option<RefreshAnswer>) {
         *self.all.lock().unwrap() = answer;
@@ -52,6 +58,10 @@ impl Hospital {
 
     pub fn buries(&self, grant: GrantId) {
         self.dead.lock().unwrap().insert(grant);
+    }
+
+    pub fn ails(&self, grant: GrantId) {
+        self.ill.lock().unwrap().insert(grant);
     }
 
     pub fn calls(&self) -> usize {
@@ -65,6 +75,9 @@ impl Hospital {
     fn answer(&self, grant: GrantId, token: &str) -> RefreshAnswer {
         if let Some(answer) = &*self.all.lock().unwrap() {
             return answer.clone();
+        }
+        if self.ill.lock().unwrap().contains(&grant) {
+            return failing();
         }
         let mut renewed = self.renewed.lock().unwrap();
         let n = renewed.entry(grant).or_insert(1);
@@ -120,6 +133,7 @@ impl Town {
             renewed: Mutex::default(),
             all: Mutex::default(),
             dead: Mutex::default(),
+            ill: Mutex::default(),
             calls: watch::Sender::default(),
             in_flight: AtomicUsize::new(0),
             most_in_flight: AtomicUsize::new(0),
