@@ -31,8 +31,8 @@ use crate::config::Site;
 
 /// What is found is kept that long.
 pub const DISCOVERY_TTL: Duration = Duration::from_secs(3600);
-/// A failure without anything known is answered that long.
-pub const DISCOVERY_FAILURE_TTL: Duration = Duration::from_secs(30);
+/// A failure without anything known is answered that long: who asks is served soon after the EHR works again.
+pub const DISCOVERY_FAILURE_TTL: Duration = Duration::from_secs(5);
 /// The largest smart-configuration seen has 25 kB.
 const SMART_CONFIGURATION_LIMIT: usize = 1 << 20;
 /// HAPI's CapabilityStatement has 706 kB.

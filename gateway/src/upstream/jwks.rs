@@ -34,7 +34,7 @@ const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 const LIFETIME_DEFAULT: Duration = Duration::from_secs(3600);
 /// An unknown `kid` makes us look again, but not for everybody who invents one.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
-const FAILURE_TTL: Duration = Duration::from_secs(30);
+const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Epic allows 100 keys; a set with certificate chains has some kB a key.
 const SET_LIMIT: usize = 512 << 10;
 const WITHIN: Duration = Duration::from_secs(10);
