@@ -1,5 +1,6 @@
 //! The machine against a model that keeps whole seconds and knows each rule by itself.
 
+use mantel_adapters::profile::TokenPolicy;
 use proptest::prelude::*;
 
 use super::*;

@@ -8,32 +8,30 @@
 //!                  intent ─► token request ─► store ─► memory ─► who waits
 //! ```
 //!
-//! `machine` and, of refused tokens, `deaths` decide; `outcome` is the table of ends; `lease` and `refresh` carry out; the
-//! rest is here.
+//! `machine` and, of refused tokens, `deaths` decide; `outcome` is the table of ends; `lease`, `refresh` and `ending` carry
+//! out; `unasked` is what happens by itself, `ports` what custody says to others and asks of them.
 
 mod budget;
 mod deaths;
+mod ending;
 mod entry;
 mod flights;
 mod lease;
 mod machine;
 mod outages;
 mod outcome;
+mod ports;
 mod refresh;
 mod replay;
+mod rules;
 mod spill;
 mod suspects;
+mod unasked;
 mod usage;
 mod wheel;
 
-use std::{cmp::Reverse, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use mantel_adapters::{
-    profile::{Meaning, TokenPolicy},
-    site::{RegistrationId, SiteId, VendorId},
-};
-use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
@@ -41,6 +39,10 @@ pub use self::{
     deaths::{HOUR, Realm, Refusals, Suspected},
     machine::Cause,
     outcome::RefreshOutcome,
+    ports::{
+        Bearer, CustodyContext, CustodyEvents, CustodyFault, GrantPolicy, LeaseMark, Policies, RefreshAnswer,
+        SessionLimits, SpillEvent, TokenEndpoint,
+    },
     spill::{Spill, SpillFault, SpillKeys},
     wheel::Wheel,
 };
@@ -55,194 +57,9 @@ use self::{
     suspects::Suspects,
 };
 use crate::{
-    clock::{Instant, SharedClock},
-    entropy::SharedEntropy,
-    replicas::Replicas,
-    secret::Secret,
-    store::{BootId, EndReason, Grant, GrantFacts, GrantId, GrantState, SharedStore},
+    clock::Instant,
+    store::{EndReason, Grant, GrantId, GrantState},
 };
-
-/// An EHR's access token, and the generation of the grant that it belongs to.
-#[derive(Clone, Debug)]
-pub struct Bearer {
-    pub token: Arc<Secret<String>>,
-    pub generation: i64,
-}
-
-/// Why there is no bearer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CustodyFault {
-    /// The user must authorise again.
-    Ended(EndReason),
-    /// We, the store or the EHR cannot serve at present: never the user's fault.
-    Unavailable { retry_after: Duration },
-    /// Our registration at the EHR is wrong: an alarm, and the grant lives.
-    Misconfigured { retry_after: Duration },
-    /// The EHR holds the grant back until the user acts there.
-    Suspended { retry_after: Duration },
-    /// The EHR refuses this registration's refresh tokens in numbers: an alarm, and the grants live.
-    Suspect { retry_after: Duration },
-}
-
-impl CustodyFault {
-    fn of(cause: Cause, retry_after: Duration) -> Self {
-        match cause {
-            Cause::Misconfigured => Self::Misconfigured { retry_after },
-            Cause::Suspended => Self::Suspended { retry_after },
-            // Any renewal may end it before.
-            Cause::Suspect => Self::Suspect { retry_after: retry_after.min(RELIEF) },
-            Cause::Presumed => Self::Unavailable { retry_after: retry_after.min(RELIEF) },
-            Cause::Passing | Cause::Store | Cause::Elsewhere => Self::Unavailable { retry_after },
-        }
-    }
-}
-
-/// What an EHR's token endpoint answered to a refresh.
-#[derive(Clone, Debug)]
-pub enum RefreshAnswer {
-    Tokens {
-        access: Secret<String>,
-        /// None: the old one stays good (RFC 6749, 6).
-        refresh: Option<Secret<String>>,
-        /// `expires_in`.
-        lifetime: Option<Duration>,
-        scope: Option<String>,
-        id_token: Option<Secret<String>>,
-    },
-    Refused {
-        meaning: Meaning,
-        retry_after: Option<Duration>,
-        /// For the log: status and error code, nothing of the request.
-        detail: String,
-    },
-    /// Certainly not sent: no connection was made.
-    NotSent,
-    /// Sent, or perhaps sent, and not answered as a token endpoint answers.
-    Unknown,
-}
-
-/// An EHR's token endpoint.
-#[async_trait]
-pub trait TokenEndpoint: Send + Sync {
-    async fn refresh(&self, grant: &Grant, refresh_token: &Secret<String>, scope: Option<&str>) -> RefreshAnswer;
-}
-
-/// `session_max` and `session_idle` of an app whose custody is a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionLimits {
-    pub max: Duration,
-    pub idle: Duration,
-}
-
-/// How a grant is kept.
-#[derive(Clone, Debug)]
-pub struct GrantPolicy {
-    pub vendor: VendorId,
-    /// Its `refresh_lifetime` only where the app says `keep_alive`.
-    pub tokens: TokenPolicy,
-    /// Only where the grant is to end by them.
-    pub session: Option<SessionLimits>,
-    /// How long an unused grant is refreshed where its refresh token dies with the access token
-    /// (`session_idle`).
-    pub cold_for: Duration,
-}
-
-/// The configuration's word on grants, by their site, registration and fingerprint.
-pub trait Policies: Send + Sync {
-    /// None: its site or registration is no longer configured.
-    fn of(&self, grant: &Grant) -> Option<GrantPolicy>;
-
-    /// What bounds the refreshes of a grant that nobody waits for.
-    fn budget(&self, grant: &Grant) -> Budget {
-        Budget { shared_by: grant.site.as_str().into(), at_once: AT_ONCE, per_minute: None }
-    }
-
-    /// What a refresh that was answered with `scope` changes in what the grant is about.
-    fn learnt(&self, grant: &Grant, scope: &str) -> Option<GrantFacts>;
-}
-
-/// What happens to an answer in the spill: a closed set of labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum SpillEvent {
-    /// The store did not take it; it is durable in the spill.
-    Spilled,
-    /// The store has it now.
-    Replayed,
-    /// Its grant had moved on or ended.
-    Dropped,
-    /// It cannot be read, or the store does not know its grant: it was moved aside.
-    Bad,
-}
-
-impl SpillEvent {
-    pub const ALL: [Self; 4] = [Self::Spilled, Self::Replayed, Self::Dropped, Self::Bad];
-
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Spilled => "spilled",
-            Self::Replayed => "replayed",
-            Self::Dropped => "dropped",
-            Self::Bad => "bad",
-        }
-    }
-}
-
-/// What is counted.
-pub trait CustodyEvents: Send + Sync {
-    fn refresh(&self, vendor: &VendorId, site: &SiteId, outcome: RefreshOutcome);
-    /// Custody ended a grant.
-    fn ended(&self, grant: &Grant, reason: EndReason);
-    /// A refresh, here or elsewhere, changed what the grant is about; its new bearer is served from now on.
-    fn changed(&self, grant: &Grant);
-    /// A registration became suspect at a site, or is not any more.
-    fn suspect(&self, registration: &RegistrationId, site: &SiteId, suspect: bool);
-    /// A request joined a flight that was under way.
-    fn joined(&self);
-    /// The store did not take an EHR's answer: it is kept in memory and tried again.
-    fn kept(&self);
-    fn spill(&self, event: SpillEvent);
-    /// Answers that are in the spill and not in the store.
-    fn spill_depth(&self, answers: usize);
-    /// Leases that changed hands.
-    fn lease(&self, mark: LeaseMark);
-}
-
-/// A lease that changed hands while its owner was at work, or seemed to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseMark {
-    /// This process lost it to another, which saw it stand still.
-    Lost,
-    /// This process took it over.
-    TakenOver,
-}
-
-impl LeaseMark {
-    pub const ALL: [Self; 2] = [Self::Lost, Self::TakenOver];
-
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Lost => "lost",
-            Self::TakenOver => "taken_over",
-        }
-    }
-}
-
-pub struct CustodyContext {
-    pub store: SharedStore,
-    pub endpoint: Arc<dyn TokenEndpoint>,
-    pub clock: SharedClock,
-    pub entropy: SharedEntropy,
-    /// The control runtime: flights and the wheel run there, whoever asked.
-    pub handle: Handle,
-    /// This process, the owner of its leases, and the others.
-    pub replicas: Replicas,
-    pub events: Arc<dyn CustodyEvents>,
-    pub policies: Arc<dyn Policies>,
-    /// A token request's own deadline, whoever waits for it.
-    pub token_timeout: Duration,
-    /// Where an answer goes that the store does not take. None: it is kept in memory, and lost with the process.
-    pub spill: Option<Spill>,
-}
 
 /// A flight's end, for each who waits. No bearer: another process is at it, which is waited for by asking again.
 type Flown = Result<Option<Bearer>, CustodyFault>;
@@ -267,26 +84,12 @@ struct Inner {
     tasks: TaskTracker,
 }
 
-/// What nobody used for so long is forgotten; the store knows it.
-const FORGET_AFTER: Duration = Duration::from_secs(30 * 60);
-const TIDY_EVERY: Duration = Duration::from_secs(60);
-
-/// Grants read at once after a start.
-const PAGE: u32 = 500;
-
 /// A flight that is under way is looked for so often.
 const LOOKS: u32 = 200;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// What a caller is told whose own deadline came first.
 const SOON: Duration = Duration::from_secs(1);
-
-/// Refreshes of one site under way that nobody waits for, where nothing else is said: an EHR that answers within a second
-/// renews a hundred thousand grants in an hour.
-const AT_ONCE: usize = 32;
-
-/// When to ask again where another grant's renewal may help.
-const RELIEF: Duration = Duration::from_secs(30);
 
 impl Custody {
     /// Starts the wheel, which reads the store for grants that need it though nobody asks.
@@ -558,122 +361,6 @@ impl Inner {
         self.wheel.set(entry.id, None);
         let (inner, entry) = (self.clone(), entry.clone());
         self.flights.join((entry.id, flight.number), || inner.fly(entry, job, flight, room))
-    }
-
-    // ---- what happens though nobody asks ---------------------------------------------------------------
-
-    async fn turn(self: Arc<Self>) {
-        let mut tidy = tokio::time::interval(TIDY_EVERY);
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                mut due = self.wheel.due() => {
-                    // Who comes first gets the room that there is.
-                    due.sort_by_cached_key(|id| Reverse(self.table.get(*id).map(|entry| entry.last_use())));
-                    for id in due {
-                        self.wake(id).await;
-                    }
-                }
-                due = self.budgets.due() => {
-                    for id in due {
-                        self.wake(id).await;
-                    }
-                }
-                _ = tidy.tick() => self.table.tidy(FORGET_AFTER, self.now()),
-            }
-        }
-    }
-
-    async fn wake(self: &Arc<Self>, id: GrantId) {
-        let entry = match self.known(id).await {
-            Ok(entry) => entry,
-            Err(CustodyFault::Ended(_)) => return,
-            Err(_) => return self.wheel.set_if_none(id, self.now() + Duration::from_secs(5)),
-        };
-        let now = self.now();
-        let mut room = None;
-        if let Some(used) = entry.would_fly(now) {
-            room = self.budgets.ask(&entry.budget, id, used, now);
-            if room.is_none() {
-                return;
-            }
-        }
-        let (action, flight) = entry.step(Event::Woken, now);
-        match action {
-            Action::Fly => {
-                let room = room.unwrap_or_else(|| self.budgets.begin(&entry.budget, now));
-                drop(self.start_in(&entry, flight, Job::Refresh, room));
-            }
-            Action::End(reason) => drop(self.start(&entry, flight, Job::End(reason))),
-            Action::Sleep(at) => self.wheel.set(id, Some(at)),
-            _ => {}
-        }
-    }
-
-    /// Reads the store after a start, and whenever a process has come or gone: its share is another's then.
-    async fn share(self: Arc<Self>) {
-        let mut changes = self.context.replicas.changes();
-        let mut among: Option<Vec<BootId>> = None;
-        loop {
-            let living: Vec<_> = changes.borrow_and_update().iter().map(|replica| replica.boot).collect();
-            // What the others say of themselves moves no share.
-            if among.as_ref() != Some(&living) {
-                self.read_all().await;
-                among = Some(living);
-            }
-            let changed = self.stop.run_until_cancelled(changes.changed()).await;
-            if !matches!(changed, Some(Ok(()))) {
-                return;
-            }
-        }
-    }
-
-    /// Finds the grants that must not wait for their next use: doubtful ones, those that end by time, those
-    /// whose refresh token dies with the access token.
-    async fn read_all(&self) {
-        let (mut after, mut failures) = (None, 0);
-        loop {
-            let page = tokio::select! {
-                () = self.stop.cancelled() => return,
-                page = self.context.store.grants_after(after, PAGE) => page,
-            };
-            match page {
-                Ok(page) => {
-                    let Some(last) = page.last() else { return };
-                    after = Some(last.id);
-                    failures = 0;
-                    for grant in &page {
-                        self.note(grant);
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the grants cannot be read; trying again");
-                    failures += 1;
-                    let wait = Cause::Store.wait(failures, None, u32::MAX);
-                    tokio::select! {
-                        () = self.stop.cancelled() => return,
-                        () = tokio::time::sleep(wait) => {}
-                    }
-                }
-            }
-        }
-    }
-
-    fn note(&self, grant: &Grant) {
-        if !self.context.replicas.first_for(grant.id) {
-            return;
-        }
-        let now = self.now();
-        // Its turn is set when the store has its answer.
-        if self.overlaid(grant).is_some() {
-            return;
-        }
-        let policy = self.context.policies.of(grant);
-        let (rules, state) = entry::read(grant, policy.as_ref(), self.among(grant.id), self.context.clock.now(), now);
-        let wake = if state.needs_wheel(&rules) { state.next_wake(&rules, now) } else { state.keep_by() };
-        if let Some(at) = wake {
-            self.wheel.set_if_none(grant.id, at);
-        }
     }
 }
 

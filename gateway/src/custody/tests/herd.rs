@@ -6,7 +6,7 @@ use super::{
     town::Town,
     world::{epic, pass, secs},
 };
-use crate::custody::{AT_ONCE, RefreshAnswer, RefreshOutcome};
+use crate::custody::{RefreshAnswer, RefreshOutcome, ports::AT_ONCE};
 
 const GRANTS: usize = 1000;
 

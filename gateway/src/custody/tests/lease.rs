@@ -6,7 +6,7 @@ use mantel_adapters::profile::Meaning;
 use super::{many::Many, world::*};
 use crate::{
     clock::Instant,
-    custody::{AT_ONCE, Bearer, CustodyFault, RefreshAnswer, RefreshOutcome},
+    custody::{Bearer, CustodyFault, RefreshAnswer, RefreshOutcome, ports::AT_ONCE},
     entropy::uuid4,
     store::{BootId, EndReason, GrantId, GrantState, Store as _},
 };
