@@ -96,6 +96,45 @@ async fn what_is_fresh_is_served_without_the_store_and_all_recovers() {
     unharmed(ehr);
 }
 
+/// What ended elsewhere could not be heard any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_may_have_ended_is_served_for_max_stale_and_no_longer() {
+    const MAX_STALE: Duration = Duration::from_secs(5);
+    let server = Postgres::shared().await.unwrap();
+    let plan = Plan::new(3, StoreKind::Postgres(server), vec![Ehr::new(Vendor::Generic)]);
+    let mut cluster = Cluster::start(plan).await.unwrap();
+    for node in &mut cluster.nodes {
+        node.gateway.set_environment("MANTEL_SERVER__MAX_STALE", "5s");
+        node.replace().unwrap();
+    }
+    for node in &mut cluster.nodes {
+        node.gateway.wait_ready(Duration::from_secs(30)).await.unwrap();
+    }
+    let login = Login::at(&cluster, "generic", None).await;
+    let all: Vec<_> = cluster.nodes.iter().collect();
+    login.served_by(&all, SOON).await;
+    let wire = &cluster.store.as_ref().unwrap().wire;
+    wire.conduct(Conduct::Cut);
+    let cut = Instant::now();
+    join_all(all.iter().map(|node| async {
+        loop {
+            let asked = cut.elapsed();
+            let answer = login.read(node).await;
+            if answer.status != 200 {
+                assert!(answer.is_held_back(), "{} {}", answer.status, answer.text());
+                // It last heard the others at most one poll before the cut.
+                assert!(cut.elapsed() > MAX_STALE - Duration::from_secs(1), "after {:?}", cut.elapsed());
+                return;
+            }
+            assert!(asked < MAX_STALE + Duration::from_secs(1), "served {asked:?} after the cut");
+            sleep(LOOK).await;
+        }
+    }))
+    .await;
+    wire.open();
+    login.served_by(&all, SOON).await;
+}
+
 /// Reads of what is fresh, all the while, by each gateway.
 #[derive(Default)]
 struct Load {
