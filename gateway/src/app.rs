@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use mantel_adapters::{
-    profile::Place,
+    profile::{Meaning, Place},
     smart::{scope::ScopeSet, token::meaning},
 };
 use tokio::{runtime::Handle, task::JoinHandle};
@@ -452,7 +452,11 @@ impl TokenEndpoint for Words {
                 }
             }
             TokenOutcome::Refused(refusal) => {
-                let (meaning, rule) = meaning(&site.profile, Place::Refresh, &refusal.error);
+                let (mut meaning, rule) = meaning(&site.profile, Place::Refresh, &refusal.error);
+                // Ours is the fault until our time is right: it must cost no login.
+                if refusal.untimely && meaning == Meaning::Dead {
+                    meaning = Meaning::Misconfigured;
+                }
                 RefreshAnswer::Refused {
                     meaning,
                     retry_after: refusal.retry_after,

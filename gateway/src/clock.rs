@@ -82,6 +82,11 @@ pub trait Clock: Send + Sync {
         self.now()
     }
 
+    /// Whether a witness could decide something.
+    fn seeks_witness(&self) -> bool {
+        false
+    }
+
     /// An EHR's own time, as its answer said a moment ago.
     fn witness(&self, _theirs: Timestamp) {}
 

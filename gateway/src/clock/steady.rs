@@ -8,16 +8,16 @@
 //!   a step that is believed at one tenth of the time that passes. So nothing ends early or late by more than a
 //!   tenth of its time: an access token of an hour lives 54 to 66 minutes. A step of an hour takes ten hours.
 //! - [`Clock::civil`], what others are told (`iat` and `exp` of assertions and id_tokens), takes a step as soon
-//!   as it is believed: when an EHR's `Date` agrees with the new time and not with the old one, else after five
-//!   minutes in which none has agreed with the old one. An EHR chooses between the two times and can name no
-//!   third, so one with a wrong clock, or an evil one, moves nothing.
+//!   as it is believed: when the `Date` of any answer of an EHR agrees with the new time and not with the old
+//!   one, else after five minutes in which none has agreed with the old one. An EHR chooses between the two
+//!   times and can name no third, so one with a wrong clock, or an evil one, moves nothing.
 //!
 //! | the machine's clock | records | assertions, id_tokens |
 //! |---|---|---|
 //! | was wrong, and is set right (NTP after boot) | slewed | right from the first answer of an EHR, else after 5 min |
 //! | was right, and is set wrong | go on; slewed after 5 min without an EHR's answer | right while EHRs answer |
 //! | is set back within that | have never left | have never left |
-//! | is wrong from the start | by the wrong time | EHRs may refuse assertions, which ends no grant; a warning |
+//! | is wrong from the start | by the wrong time | refused by EHRs, which is never taken for a dead token; a warning |
 //!
 //! A start behind what the store has seen is told by `app`. Each process goes by its own clock: where those of
 //! replicas differ, a token that one gave ends at another early or late by what they differ.
@@ -25,7 +25,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -110,6 +110,8 @@ pub struct SteadyClock {
     judge: Mutex<Judge>,
     /// Microseconds by which the machine's clock is ahead of the time of records.
     ahead: AtomicI64,
+    /// There is a rival.
+    disputed: AtomicBool,
 }
 
 fn micros(time: Timestamp) -> i64 {
@@ -143,6 +145,7 @@ impl SteadyClock {
             anchor: ArcSwap::from_pointee(anchor),
             judge: Mutex::default(),
             ahead: AtomicI64::new(0),
+            disputed: AtomicBool::new(false),
         }
     }
 
@@ -164,11 +167,16 @@ impl SteadyClock {
         match self.judge.try_lock() {
             Ok(mut judge) => {
                 let looked = self.look(&mut judge, at);
-                self.anchor.store(Arc::new(looked));
+                self.publish(&judge, looked);
                 looked
             }
             Err(_) => anchor.moved_to(at),
         }
+    }
+
+    fn publish(&self, judge: &Judge, now: Anchor) {
+        self.anchor.store(Arc::new(now));
+        self.disputed.store(judge.rival.is_some(), Ordering::Relaxed);
     }
 
     fn look(&self, judge: &mut Judge, at: Instant) -> Anchor {
@@ -258,12 +266,16 @@ impl Clock for SteadyClock {
         Timestamp(self.read().civil.div_euclid(1000))
     }
 
+    fn seeks_witness(&self) -> bool {
+        self.disputed.load(Ordering::Relaxed)
+    }
+
     fn witness(&self, theirs: Timestamp) {
         // What the machine's clock shows now, not a second ago: the witness is to choose between the two.
         let Ok(mut judge) = self.judge.lock() else { return };
         let mut now = self.look(&mut judge, self.machine.monotonic());
         self.hear(&mut judge, micros(theirs), &mut now);
-        self.anchor.store(Arc::new(now));
+        self.publish(&judge, now);
     }
 
     fn monotonic(&self) -> Instant {

@@ -93,9 +93,11 @@ async fn a_step_that_is_taken_back_was_never_followed() {
         assert_eq!(world.off(), (0, 0), "nobody sees a step before it was looked at");
         world.pass(Duration::from_secs(240)).await;
         assert_eq!((world.off(), world.clock.off()), ((0, 0), Some(hours * 3600)));
+        assert!(world.clock.seeks_witness());
         world.set(-hours);
         world.pass(Duration::from_secs(600)).await;
         assert_eq!((world.off(), world.steps(), world.clock.off()), ((0, 0), (1, 1), None));
+        assert!(!world.clock.seeks_witness());
     }
 }
 

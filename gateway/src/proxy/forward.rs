@@ -21,7 +21,7 @@ use crate::{
     session::Session,
     store::EndReason,
     telemetry::metrics::{Call, CallOutcome},
-    upstream::{NotSent, Outgoing, SendError, SiteGate, UpstreamClient, Waits},
+    upstream::{NotSent, Outgoing, SendError, SiteGate, UpstreamClient, Waits, date},
 };
 
 /// How long an app waits that came when all of a site's permits were taken.
@@ -137,7 +137,14 @@ impl Passage<'_> {
             };
             self.proxy.metrics.upstream(&self.site.vendor, Call::Fhir, outcome, started.elapsed());
             match answer {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    if self.proxy.clock.seeks_witness()
+                        && let Some(theirs) = date(answer.headers())
+                    {
+                        self.proxy.clock.witness(theirs);
+                    }
+                    return Ok(answer);
+                }
                 // A server may close a socket just as a request leaves on it; reading twice does no harm.
                 Err(SendError::Unknown(_)) if outbound.is_safe() && left > 0 => {}
                 Err(error) => return Err(lost(&error, outbound.is_safe())),

@@ -41,7 +41,7 @@ pub use gate::{Gates, Lane, Permit, SiteGate, refresh_share};
 pub use guard::{Guard, RefusedAddress};
 pub use jwks::{Jwks, JwksError, lifetime};
 pub use keys::{KeyFault, SigningSets};
-pub use retry::{RETRY_AFTER_CAP, retry_after};
+pub use retry::{RETRY_AFTER_CAP, date, retry_after};
 pub use template::Placeholders;
 pub use tls::{Roots, TlsFault};
 pub use token::{CodeGrant, Refusal, RevokeOutcome, TokenClient, TokenHint, TokenOutcome};

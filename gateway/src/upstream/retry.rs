@@ -22,7 +22,7 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 }
 
 /// When an answer was made, by its maker's clock (RFC 9110 §6.6.1). None where a cache keeps it for a while.
-pub(super) fn date(headers: &HeaderMap) -> Option<Timestamp> {
+pub fn date(headers: &HeaderMap) -> Option<Timestamp> {
     if headers.contains_key(header::AGE) {
         return None;
     }

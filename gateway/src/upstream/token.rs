@@ -23,10 +23,14 @@ use super::{
     fetch::uri,
     retry::{date, retry_after},
 };
-use crate::secret::Secret;
+use crate::{config::ClientAuth, secret::Secret};
 
 /// Real answers have a few kB: id_token, JWTs of 2 kB, 300 scopes.
 const ANSWER_LIMIT: usize = 256 << 10;
+
+/// So far from an EHR's time no assertion of ours is valid there: it has expired, or ends more than five minutes
+/// ahead (SMART "Client Authentication"), with a minute for the answer's way and one of leeway.
+const UNTIMELY: Duration = Duration::from_secs(240);
 
 /// How a token request ended.
 #[derive(Debug)]
@@ -45,6 +49,9 @@ pub struct Refusal {
     pub error: TokenError,
     /// At most an hour.
     pub retry_after: Option<Duration>,
+    /// We signed in with an assertion that cannot have been of the EHR's time: it may be what was refused, by
+    /// whatever name.
+    pub untimely: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -167,7 +174,11 @@ impl TokenClient<'_> {
             Err(error) if reply.status.is_success() && error.error.is_none() => {
                 TokenOutcome::Unknown(format!("status {} with a body that is no token answer", reply.status.as_u16()))
             }
-            Err(error) => TokenOutcome::Refused(Refusal { error, retry_after: self.retry_after(&reply) }),
+            Err(error) => TokenOutcome::Refused(Refusal {
+                error,
+                retry_after: self.retry_after(&reply),
+                untimely: reply.untimely && matches!(self.client.auth, ClientAuth::PrivateKeyJwt { .. }),
+            }),
         }
     }
 
@@ -177,13 +188,16 @@ impl TokenClient<'_> {
 
     async fn post(&self, to: &Url, form: impl FnOnce(&mut Form)) -> Result<Reply, Lost> {
         let deadline = Instant::now() + self.within;
+        let told = self.prover.clock.civil();
         let request = self.request(to, form).map_err(Lost::NotSent)?;
         let waits = Waits { head: self.within, idle: self.within };
         let sent = self.link.client.send_carefully(&self.link.gate.auth, request, &waits).await;
         let (head, body) = sent.map_err(Lost::from)?.into_parts();
-        if let Some(theirs) = date(&head.headers) {
+        let theirs = date(&head.headers);
+        if let Some(theirs) = theirs {
             self.prover.clock.witness(theirs);
         }
+        let untimely = theirs.is_some_and(|theirs| told.until(theirs).max(theirs.until(told)) > UNTIMELY);
         let body = match tokio::time::timeout_at(deadline, body::collect(body, ANSWER_LIMIT)).await {
             Ok(Ok(body)) => body,
             // The status alone says it: the EHR failed.
@@ -191,7 +205,7 @@ impl TokenClient<'_> {
             Ok(Err(error)) => return Err(Lost::Unknown(format!("status {}, but {error}", head.status.as_u16()))),
             Err(_) => return Err(Lost::Unknown(format!("status {}, but no end in time", head.status.as_u16()))),
         };
-        Ok(Reply { status: head.status, headers: head.headers, body })
+        Ok(Reply { status: head.status, headers: head.headers, body, untimely })
     }
 
     fn request(&self, to: &Url, fill: impl FnOnce(&mut Form)) -> Result<Request<Outgoing>, NotSentReason> {
@@ -218,6 +232,7 @@ struct Reply {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
+    untimely: bool,
 }
 
 enum Lost {

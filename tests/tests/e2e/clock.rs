@@ -7,6 +7,7 @@ use mantel_tests::{
     ehr::{
         auth::client::{Client, ClientAuth, ClientKeys},
         contract::Vendor,
+        faults::{Fault, FaultKind},
         visitor::{Page, Visitor},
     },
     harness::{
@@ -233,9 +234,14 @@ async fn a_clock_that_is_set_right_is_believed_with_the_first_answer_of_an_ehr()
         let mut login = login;
         login.tokens = login.app.refresh(login.tokens.refresh()).await.unwrap();
         epic.ehr.expire_access_tokens();
+        // Not even where the EHR names it as a dead refresh token.
+        epic.ehr.faults.add(Fault::new(REFRESH, FaultKind::Burnt).times(1));
         let answer = login.read().await;
         assert_eq!(answer.status, 503, "{}", answer.text());
-        assert!(!epic.ehr.auth.refused().is_empty());
+        assert_eq!(epic.ehr.faults.left().len(), 0);
+        let outcome = "mantel_refreshes_total{outcome=\"misconfigured\",vendor=\"epic\"}";
+        assert_eq!(node.gateway.metric(outcome).await.unwrap(), 1.0);
+        assert_eq!(node.gateway.metric("mantel_grants{state=\"live\"}").await.unwrap(), 1.0);
         let ahead = node.gateway.metric("mantel_clock_ehr_ahead_seconds").await.unwrap();
         assert!((ahead + f64::from(off)).abs() < 10.0, "{ahead}");
 
@@ -257,6 +263,23 @@ async fn a_clock_that_is_set_right_is_believed_with_the_first_answer_of_an_ehr()
         assert!(claims["iat"].as_u64().unwrap().abs_diff(now) < 60, "{claims}");
         unharmed(epic);
     }
+}
+
+/// Any answer of an EHR does, so that the first assertion after the step is right already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_is_witness_enough() {
+    let mut cluster = world([Ehr::strict(Vendor::Epic)]).await;
+    sign_with_keys(&mut cluster).await;
+    let login = Login::at(&cluster, cluster.hospital(EPIC).unwrap()).await;
+    restart(&mut cluster, Some(-HOUR)).await;
+    let (node, epic) = (&cluster.nodes[0], cluster.hospital(EPIC).unwrap());
+    node.set_clock(0).unwrap();
+    node.clock_seen(HOUR).await.unwrap();
+    login.served(&login.read().await);
+    let app = App::at(&cluster.base(EPIC)).await.unwrap();
+    let tokens = app.launch(&epic.ehr).await.unwrap();
+    Login { app, tokens }.works().await;
+    assert!(epic.ehr.auth.refused().is_empty(), "{:?}", epic.ehr.auth.refused());
 }
 
 /// The clock was set back while no process ran, and the EHR's token has ended since: how old it is cannot be known,

@@ -187,6 +187,26 @@ async fn assertions_verify_with_the_published_keys_and_are_new_for_each_attempt(
     }
 }
 
+/// What an EHR refuses whose time is not ours says nothing of the refresh token, if our time was in what it judged.
+#[tokio::test]
+async fn a_refusal_of_an_assertion_of_another_time_is_untimely() {
+    let table = [(0, false), (-200, false), (200, false), (-300, true), (300, true), (3600, true), (-3600, true)];
+    for (off, untimely) in table {
+        let theirs = std::time::UNIX_EPOCH + Duration::from_secs((NOW.seconds() + off).try_into().unwrap());
+        let date = httpdate::fmt_http_date(theirs);
+        let ehr = Ehr::start(move |_| Reply::with(400, &[("date", &date)], r#"{"error":"invalid_grant"}"#)).await;
+        let mut bench = Bench::new(&ehr, ClientAuth::None);
+        for asserts in [false, true] {
+            if asserts {
+                signing(&mut bench, AssertionAlg::RS384, RSA.clone());
+            }
+            let outcome = bench.refresh().await;
+            let TokenOutcome::Refused(refusal) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(refusal.untimely, untimely && asserts, "{off}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_key_set_that_is_not_there_means_not_sent() {
     let ehr = Ehr::start(answer).await;
