@@ -16,7 +16,6 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use mantel_adapters::site::{RegistrationId, SiteId};
@@ -24,11 +23,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    clock::Timestamp,
     entropy::{Entropy, uuid4},
-    secret::Secret,
     store::{
-        EhrTokens, GrantFacts, GrantId, StoreError,
+        EhrTokens, GrantFacts, GrantId, StoreError, TokensIn, TokensOut,
         sealing::{Place, Sealer, sealed_by},
     },
 };
@@ -106,12 +103,8 @@ struct Out<'a> {
     site: &'a SiteId,
     registration: &'a RegistrationId,
     facts: Option<&'a GrantFacts>,
-    access: &'a str,
-    refresh: Option<&'a str>,
-    received: Timestamp,
-    lifetime_ms: u64,
-    scope: Option<&'a str>,
-    id_token: Option<&'a str>,
+    #[serde(flatten)]
+    tokens: TokensOut<'a>,
 }
 
 #[derive(Deserialize)]
@@ -119,12 +112,6 @@ struct In {
     site: SiteId,
     registration: RegistrationId,
     facts: Option<GrantFacts>,
-    access: String,
-    refresh: Option<String>,
-    received: Timestamp,
-    lifetime_ms: u64,
-    scope: Option<String>,
-    id_token: Option<String>,
 }
 
 /// The place that an answer's seal is bound to.
@@ -142,17 +129,11 @@ const fn place(id: &[u8; 24]) -> Place<'_> {
 
 /// The content of an answer's file.
 fn encode(sealer: &Sealer, answer: &Answer) -> Result<Vec<u8>, StoreError> {
-    let tokens = &answer.tokens;
     let out = Out {
         site: &answer.site,
         registration: &answer.registration,
         facts: answer.facts.as_ref(),
-        access: tokens.access.expose(),
-        refresh: tokens.refresh.as_ref().map(|token| token.expose().as_str()),
-        received: tokens.received,
-        lifetime_ms: u64::try_from(tokens.lifetime.as_millis()).unwrap_or(u64::MAX),
-        scope: tokens.scope.as_deref(),
-        id_token: tokens.id_token.as_ref().map(|token| token.expose().as_str()),
+        tokens: (&answer.tokens).into(),
     };
     let sealed = sealer.seal_json(place(&bound(answer.grant, answer.consumed)), &out)?;
     Ok([MAGIC.as_slice(), &[FORMAT], &sealed].concat())
@@ -171,23 +152,19 @@ fn decode(sealer: &Sealer, path: &Path, (grant, consumed): (GrantId, i64), conte
         0 => return Err(garbled("it was changed")),
         format => return Err(SpillFault::Later { path: name(), format }),
     }
-    let body: In = sealer.open_json(place(&bound(grant, consumed)), sealed).map_err(|error| match error {
+    let unread = |error| match error {
         StoreError::UnknownSealKey(key) => SpillFault::UnknownKey { path: name(), key },
         _ => garbled("it was cut short, changed or renamed"),
-    })?;
+    };
+    let bound = bound(grant, consumed);
+    let body: In = sealer.open_json(place(&bound), sealed).map_err(unread)?;
+    let tokens: TokensIn = sealer.open_json(place(&bound), sealed).map_err(unread)?;
     Ok(Answer {
         grant,
         consumed,
         site: body.site,
         registration: body.registration,
-        tokens: EhrTokens {
-            access: Secret::new(body.access),
-            refresh: body.refresh.map(Secret::new),
-            received: body.received,
-            lifetime: Duration::from_millis(body.lifetime_ms),
-            scope: body.scope,
-            id_token: body.id_token.map(Secret::new),
-        },
+        tokens: tokens.into(),
         facts: body.facts,
     })
 }

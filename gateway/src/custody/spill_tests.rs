@@ -1,9 +1,9 @@
 //! The spill's files: whole or named, never a panic, never gone.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use super::*;
-use crate::config::SealKey;
+use crate::{clock::Timestamp, config::SealKey, secret::Secret};
 
 fn sealer(id: &str, byte: u8) -> Arc<Sealer> {
     Arc::new(Sealer::new(&[SealKey { id: id.into(), bytes: Secret::new([byte; 32]) }]).unwrap())

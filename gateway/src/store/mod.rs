@@ -22,6 +22,7 @@ pub use model::*;
 pub use schema::{STEPS, Schema, Step};
 pub use seal_keys::*;
 
+pub(crate) use self::records::{TokensIn, TokensOut};
 use self::sealing::Sealer;
 use crate::{clock::Timestamp, config::StoreUrl, secret::TokenHash};
 

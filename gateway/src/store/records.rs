@@ -125,26 +125,60 @@ pub(super) fn seal_facts(sealer: &Sealer, grant: GrantId, facts: &GrantFacts) ->
     sealer.seal_json(facts_place(grant.0.as_bytes()), facts)
 }
 
+/// An EHR's tokens as they are sealed, here and in the spill.
 #[derive(Serialize)]
-struct TokensOut<'a> {
+pub(crate) struct TokensOut<'a> {
     access: &'a str,
     refresh: Option<&'a str>,
     received: Timestamp,
     lifetime_ms: u64,
     scope: Option<&'a str>,
     id_token: Option<&'a str>,
-    #[serde(flatten)]
-    later: Later<'a>,
 }
 
+impl<'a> From<&'a EhrTokens> for TokensOut<'a> {
+    fn from(tokens: &'a EhrTokens) -> Self {
+        Self {
+            access: tokens.access.expose(),
+            refresh: tokens.refresh.as_ref().map(|token| token.expose().as_str()),
+            received: tokens.received,
+            lifetime_ms: u64::try_from(tokens.lifetime.as_millis()).unwrap_or(u64::MAX),
+            scope: tokens.scope.as_deref(),
+            id_token: tokens.id_token.as_ref().map(|token| token.expose().as_str()),
+        }
+    }
+}
+
+/// Reads what [`TokensOut`] wrote, whatever stands beside it.
 #[derive(Deserialize)]
-struct TokensIn {
+pub(crate) struct TokensIn {
     access: String,
     refresh: Option<String>,
     received: Timestamp,
     lifetime_ms: u64,
     scope: Option<String>,
     id_token: Option<String>,
+}
+
+impl From<TokensIn> for EhrTokens {
+    fn from(stored: TokensIn) -> Self {
+        Self {
+            access: Secret::new(stored.access),
+            refresh: stored.refresh.map(Secret::new),
+            received: stored.received,
+            lifetime: Duration::from_millis(stored.lifetime_ms),
+            scope: stored.scope,
+            id_token: stored.id_token.map(Secret::new),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct TokensRecord<'a> {
+    #[serde(flatten)]
+    tokens: TokensOut<'a>,
+    #[serde(flatten)]
+    later: Later<'a>,
 }
 
 /// Members of a stored record that only a later version knows, as they were written.
@@ -165,30 +199,12 @@ pub(super) fn seal_tokens(
     let mut later =
         before.as_ref().and_then(|plain| serde_json::from_slice::<Later<'_>>(plain).ok()).unwrap_or_default();
     later.retain(|member, _| !TOKEN_MEMBERS.contains(&member.as_str()));
-    sealer.seal_json(
-        place,
-        &TokensOut {
-            access: tokens.access.expose(),
-            refresh: tokens.refresh.as_ref().map(|token| token.expose().as_str()),
-            received: tokens.received,
-            lifetime_ms: u64::try_from(tokens.lifetime.as_millis()).unwrap_or(u64::MAX),
-            scope: tokens.scope.as_deref(),
-            id_token: tokens.id_token.as_ref().map(|token| token.expose().as_str()),
-            later,
-        },
-    )
+    sealer.seal_json(place, &TokensRecord { tokens: tokens.into(), later })
 }
 
 pub(super) fn open_tokens(sealer: &Sealer, grant: &[u8], sealed: &[u8]) -> StoreResult<EhrTokens> {
     let stored: TokensIn = sealer.open_json(tokens_place(grant), sealed)?;
-    Ok(EhrTokens {
-        access: Secret::new(stored.access),
-        refresh: stored.refresh.map(Secret::new),
-        received: stored.received,
-        lifetime: Duration::from_millis(stored.lifetime_ms),
-        scope: stored.scope,
-        id_token: stored.id_token.map(Secret::new),
-    })
+    Ok(stored.into())
 }
 
 /// Names whom a grant is for: equal app, site, subject and patient. None if no subject is known.

@@ -1,12 +1,10 @@
 //! Measures custody and its store at size.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mantel_tests::{
-    custody::bench::{self, Options},
-    harness::postgres::Postgres,
+use mantel_tests::custody::{
+    bench::{self, Options},
+    place::Place,
 };
 
 /// Measures custody over many grants: memory, the start, the wheel, writes, refreshes a second, fresh bearers.
@@ -21,15 +19,8 @@ struct Arguments {
     /// 2,000 grants and 400 refreshes: whether it works, no figures to go by
     #[arg(long)]
     quick: bool,
-    /// An empty store, as in `store.url`; else SQLite in a directory that goes with the program
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
-    /// A PostgreSQL of its own (Debian's package) as the store
-    #[arg(long, conflicts_with = "store")]
-    postgres: bool,
-    /// Keeps the store here
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Prints the figures as JSON
     #[arg(long)]
     json: bool,
@@ -56,18 +47,11 @@ async fn run(arguments: Arguments) -> Result<()> {
         println!("{}", serde_json::to_string(&bench::measure(&arguments).await?)?);
         return Ok(());
     }
-    let server = if arguments.postgres { Some(Postgres::start().await?) } else { None };
-    let store = match &server {
-        Some(server) => Some(server.database().await?),
-        None => arguments.store,
-    };
-    let made = tempfile::tempdir()?;
-    let directory = arguments.data.unwrap_or_else(|| made.path().to_owned());
-    std::fs::create_dir_all(&directory)?;
+    let place = arguments.place.open().await?;
     let report = bench::run(&Options {
         program: std::env::current_exe()?,
-        directory,
-        store,
+        directory: place.directory.clone(),
+        store: place.store.clone(),
         grants: if arguments.quick { 2_000 } else { arguments.grants },
         refreshes: if arguments.quick { 400 } else { arguments.refreshes },
     })

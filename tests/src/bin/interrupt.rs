@@ -1,12 +1,12 @@
 //! Counts what interrupted refreshes cost.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mantel_tests::{
-    custody::interrupt::{self, Options, victim},
-    harness::postgres::Postgres,
+use mantel_tests::custody::{
+    interrupt::{self, Options, victim},
+    place::Place,
 };
 
 /// Kills a process that has refreshes in flight, again and again, before an EHR that burns refresh tokens, and
@@ -27,15 +27,8 @@ struct Arguments {
     /// Living logins
     #[arg(long, default_value_t = 8_000)]
     logins: u32,
-    /// The store, as in `store.url`; else SQLite in a directory that goes with the program
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
-    /// A PostgreSQL of its own (Debian's package) as the store
-    #[arg(long, conflicts_with = "store")]
-    postgres: bool,
-    /// Keeps the store and the processes' log here
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Of the kills' instants and the EHR's pauses
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -63,16 +56,11 @@ async fn main() -> Result<ExitCode> {
         victim::run(arguments).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let server = if arguments.postgres { Some(Postgres::start().await?) } else { None };
-    let store = match &server {
-        Some(server) => Some(server.database().await?),
-        None => arguments.store,
-    };
-    let made = tempfile::tempdir()?;
+    let place = arguments.place.open().await?;
     let report = interrupt::run(&Options {
         program: std::env::current_exe()?,
-        directory: arguments.data.unwrap_or_else(|| made.path().to_owned()),
-        store,
+        directory: place.directory.clone(),
+        store: place.store.clone(),
         logins: arguments.logins,
         in_flight: arguments.in_flight,
         kills: arguments.kills,

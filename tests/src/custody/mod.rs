@@ -4,3 +4,4 @@
 pub mod bench;
 pub mod grants;
 pub mod interrupt;
+pub mod place;

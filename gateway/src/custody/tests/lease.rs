@@ -2,6 +2,7 @@
 
 use futures_util::future::join_all;
 use mantel_adapters::profile::Meaning;
+use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{many::Many, world::*};
 use crate::{
@@ -23,6 +24,17 @@ async fn expired(lifetime: u64, tokens: mantel_adapters::profile::TokenPolicy) -
     (many, grant)
 }
 
+/// The same, until the gate is told what the first of them is answered.
+async fn at_ehr(
+    lifetime: u64,
+    tokens: mantel_adapters::profile::TokenPolicy,
+) -> (Many, GrantId, oneshot::Sender<Reply>, JoinHandle<Result<Bearer, CustodyFault>>) {
+    let (many, grant) = expired(lifetime, tokens).await;
+    let open = many.world.ehr.gate();
+    let first = many.asked(0, grant).await;
+    (many, grant, open, first)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_ehr_is_asked_once() {
     let (many, grant) = expired(300, epic()).await;
@@ -36,7 +48,7 @@ async fn a_slow_ehr_is_asked_once() {
     open.send(Reply::Fair).ok().unwrap();
     // Each has the winner's answer as soon as it is stored, within what somebody who waits would notice.
     many.pass(secs(1)).await;
-    assert!(waiting.iter().all(tokio::task::JoinHandle::is_finished));
+    assert!(waiting.iter().all(JoinHandle::is_finished));
     for served in join_all(waiting).await {
         assert_eq!(token(served.unwrap()), "access-2");
     }
@@ -69,9 +81,7 @@ async fn whose_old_token_serves_waits_for_nobody() {
 /// Killed at the EHR, which has not taken the request: the one try renews it.
 #[tokio::test(start_paused = true)]
 async fn after_a_kill_one_of_the_others_tries_once() {
-    let (many, grant) = expired(300, epic()).await;
-    let _open = many.world.ehr.gate();
-    let _dead = many.asked(0, grant).await;
+    let (many, grant, _open, _dead) = at_ehr(300, epic()).await;
     many.nodes[0].kill();
     let waiting = [many.asked(1, grant).await, many.asked(2, grant).await];
     many.pass(secs(59)).await;
@@ -87,9 +97,7 @@ async fn after_a_kill_one_of_the_others_tries_once() {
 /// Killed at the EHR, which has renewed.
 #[tokio::test(start_paused = true)]
 async fn a_rotation_that_died_with_its_process_is_lost_once() {
-    let (many, grant) = expired(300, epic()).await;
-    let _open = many.world.ehr.gate();
-    let _dead = many.asked(0, grant).await;
+    let (many, grant, _open, _dead) = at_ehr(300, epic()).await;
     many.world.ehr.fair("refresh-1");
     many.nodes[0].kill();
     let waiting = [many.asked(1, grant).await, many.asked(2, grant).await];
@@ -104,9 +112,7 @@ async fn a_rotation_that_died_with_its_process_is_lost_once() {
 async fn within_the_reuse_grace_it_is_taken_over_after_a_ttl() {
     let mut policy = epic();
     policy.reuse_grace = secs(30);
-    let (many, grant) = expired(300, policy).await;
-    let _open = many.world.ehr.gate();
-    let _dead = many.asked(0, grant).await;
+    let (many, grant, _open, _dead) = at_ehr(300, policy).await;
     many.nodes[0].kill();
     let waiting = many.asked(1, grant).await;
     many.pass(secs(9)).await;
@@ -119,9 +125,7 @@ async fn within_the_reuse_grace_it_is_taken_over_after_a_ttl() {
 /// Stopped for longer than its lease after it has sent, and continued: the generation is still current.
 #[tokio::test(start_paused = true)]
 async fn who_was_stopped_and_goes_on_brings_the_answer() {
-    let (many, grant) = expired(300, epic()).await;
-    let open = many.world.ehr.gate();
-    let stopped = many.asked(0, grant).await;
+    let (many, grant, open, stopped) = at_ehr(300, epic()).await;
     many.nodes[0].link.freeze(true);
     open.send(Reply::Fair).ok().unwrap();
     let waiting = many.asked(1, grant).await;
@@ -137,9 +141,7 @@ async fn who_was_stopped_and_goes_on_brings_the_answer() {
 /// The other has taken over by then, and its one try is at the EHR.
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_taken_though_its_lease_is_lost() {
-    let (many, grant) = expired(300, epic()).await;
-    let open = many.world.ehr.gate();
-    let slow = many.asked(0, grant).await;
+    let (many, grant, open, slow) = at_ehr(300, epic()).await;
     many.nodes[0].link.fail("beat");
     let retry = many.world.ehr.gate();
     let waiting = many.asked(1, grant).await;
@@ -162,9 +164,7 @@ async fn an_answer_is_taken_though_its_lease_is_lost() {
 /// The other's try was refused and has ended the grant: the late answer is revoked at the EHR.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_comes_after_the_end_is_revoked() {
-    let (many, grant) = expired(300, epic()).await;
-    let open = many.world.ehr.gate();
-    let stopped = many.asked(0, grant).await;
+    let (many, grant, open, stopped) = at_ehr(300, epic()).await;
     // Its answer is on the way, and the process does not read it.
     many.nodes[0].link.freeze(true);
     open.send(Reply::Fair).ok().unwrap();
@@ -182,9 +182,7 @@ async fn an_answer_that_comes_after_the_end_is_revoked() {
 /// Its request had not reached the EHR, where the other's try was faster: its refusal ends nothing.
 #[tokio::test(start_paused = true)]
 async fn a_late_refusal_finds_what_another_has_stored() {
-    let (many, grant) = expired(300, epic()).await;
-    let open = many.world.ehr.gate();
-    let stopped = many.asked(0, grant).await;
+    let (many, grant, open, stopped) = at_ehr(300, epic()).await;
     many.nodes[0].link.freeze(true);
     let waiting = many.asked(1, grant).await;
     many.pass(secs(64)).await;
@@ -199,9 +197,7 @@ async fn a_late_refusal_finds_what_another_has_stored() {
 
 #[tokio::test(start_paused = true)]
 async fn a_beat_that_fails_stops_nothing() {
-    let (many, grant) = expired(300, epic()).await;
-    let open = many.world.ehr.gate();
-    let first = many.asked(0, grant).await;
+    let (many, grant, open, first) = at_ehr(300, epic()).await;
     many.nodes[0].link.fail("beat");
     let waiting = many.asked(1, grant).await;
     many.pass(secs(30)).await;
@@ -234,9 +230,7 @@ async fn a_try_that_died_is_waited_for_and_not_made_again() {
 /// What came to nothing at one is not sent at once by each of the others.
 #[tokio::test(start_paused = true)]
 async fn a_passing_fault_is_shared() {
-    let (many, grant) = expired(300, epic()).await;
-    let open = many.world.ehr.gate();
-    let first = many.asked(0, grant).await;
+    let (many, grant, open, first) = at_ehr(300, epic()).await;
     let others = [many.asked(1, grant).await, many.asked(2, grant).await];
     open.send(refuse(Meaning::Passing)).ok().unwrap();
     many.pass(secs(1) / 2).await;
@@ -273,9 +267,7 @@ async fn the_store_away_is_no_standstill() {
 
 #[tokio::test(start_paused = true)]
 async fn who_watches_stops_when_told() {
-    let (many, grant) = expired(300, epic()).await;
-    let _open = many.world.ehr.gate();
-    let _first = many.asked(0, grant).await;
+    let (many, grant, _open, _first) = at_ehr(300, epic()).await;
     let waiting = many.asked(1, grant).await;
     many.nodes[1].custody.shutdown().await;
     assert!(matches!(waiting.await.unwrap(), Err(CustodyFault::Unavailable { .. })));
@@ -303,7 +295,7 @@ async fn who_is_refused_at_once_has_one_renewal() {
         open.send(Reply::Fair).ok().unwrap();
         // They wait: as soon as somebody who waits would notice.
         many.pass(secs(1)).await;
-        assert!(waiting.iter().all(tokio::task::JoinHandle::is_finished), "knows: {knows}");
+        assert!(waiting.iter().all(JoinHandle::is_finished), "knows: {knows}");
         for served in join_all(waiting).await {
             let bearer = served.unwrap().unwrap().unwrap();
             assert_eq!(bearer.token.expose(), "access-2", "knows: {knows}");
@@ -328,7 +320,7 @@ async fn what_is_waited_out_holds_no_room() {
     }
     let mut gates: Vec<_> = (0..AT_ONCE).map(|_| many.world.ehr.gate()).collect();
     for _ in AT_ONCE..DOUBTS {
-        many.world.ehr.next(Reply::Answer(renewed()));
+        many.world.ehr.next(Reply::Answer(tokens("access-2".into(), "refresh-2".into(), secs(3600))));
     }
     many.start().await;
     many.pass(secs(59)).await;
@@ -338,7 +330,7 @@ async fn what_is_waited_out_holds_no_room() {
     assert_eq!((many.calls(), many.outcomes(RefreshOutcome::Renewed)), (AT_ONCE, 0), "a call holds its room");
     let last = gates.pop().unwrap();
     for gate in gates {
-        gate.send(Reply::Answer(renewed())).ok().unwrap();
+        gate.send(Reply::Answer(tokens("access-2".into(), "refresh-2".into(), secs(3600)))).ok().unwrap();
     }
     many.pass(secs(5)).await;
     assert_eq!((many.calls(), many.outcomes(RefreshOutcome::Renewed)), (DOUBTS, DOUBTS - 1));
@@ -346,14 +338,4 @@ async fn what_is_waited_out_holds_no_room() {
     // A look takes the store a read and a write that writes nothing.
     let [reads, writes] = ["grant", "begin_refresh"].map(|operation| many.nodes[0].link.count(operation) / DOUBTS);
     assert!(reads <= 30 && writes <= 25, "{reads} and {writes} for each");
-}
-
-fn renewed() -> RefreshAnswer {
-    RefreshAnswer::Tokens {
-        access: "access-2".into(),
-        refresh: Some("refresh-2".into()),
-        lifetime: Some(secs(3600)),
-        scope: None,
-        id_token: None,
-    }
 }

@@ -12,19 +12,14 @@ use std::{
 use async_trait::async_trait;
 use mantel_adapters::profile::{Meaning, TokenPolicy};
 use tokio::sync::watch;
-use uuid::Uuid;
 
-use super::world::{Call, Counted, Counter, Profile, START, alone, secs};
+use super::world::{Call, Counted, Counter, Profile, START, alone, sealer, secs, store_grant, tokens};
 use crate::{
     clock::{Clock as _, Instant, TestClock},
-    config::{Base, SealKey},
     custody::{Bearer, Custody, CustodyContext, CustodyFault, GrantPolicy, RefreshAnswer, TokenEndpoint},
     entropy::{SharedEntropy, SystemEntropy, uuid4, uuid7},
-    secret::{Secret, TokenHash},
-    store::{
-        BootId, Code, EhrTokens, Grant, GrantFacts, GrantId, GrantState, LaunchId, Store as _, link::HeldTime,
-        sealing::Sealer, sqlite::Sqlite,
-    },
+    secret::Secret,
+    store::{BootId, EhrTokens, Grant, GrantId, GrantState, Store as _, link::HeldTime, sqlite::Sqlite},
 };
 
 /// An EHR whose refresh tokens are `{grant}.{n}`, each good once.
@@ -85,13 +80,7 @@ impl Hospital {
             return dead();
         }
         *n += 1;
-        RefreshAnswer::Tokens {
-            access: format!("access {grant}.{n}").into(),
-            refresh: Some(format!("{grant}.{n}").into()),
-            lifetime: Some(self.lifetime),
-            scope: None,
-            id_token: None,
-        }
+        tokens(format!("access {grant}.{n}"), format!("{grant}.{n}"), self.lifetime)
     }
 }
 
@@ -125,8 +114,7 @@ pub struct Town {
 impl Town {
     pub async fn new(lifetime: u64, tokens: TokenPolicy) -> Self {
         let time = HeldTime::hold();
-        let key = SealKey { id: "k".into(), bytes: Secret::new([1; 32]) };
-        let store = Arc::new(Sqlite::open(None, Arc::new(Sealer::new(&[key]).unwrap())).await.unwrap());
+        let store = Arc::new(Sqlite::open(None, sealer()).await.unwrap());
         let hospital = Arc::new(Hospital {
             lifetime: secs(lifetime),
             takes: Mutex::default(),
@@ -165,38 +153,15 @@ impl Town {
 
     async fn grant(&self) -> GrantId {
         let id = GrantId(uuid7(&*self.entropy, START));
-        let grant = Grant {
-            id,
-            app: "viewer".parse().unwrap(),
-            site: "general".parse().unwrap(),
-            registration: "viewer-epic".parse().unwrap(),
-            fingerprint: "epic|client|/oauth/callback/viewer-epic".into(),
-            created: self.clock.now(),
-            state: GrantState::Live,
-            generation: 1,
-            facts: GrantFacts::default(),
-            tokens: EhrTokens {
-                access: format!("access {id}.1").into(),
-                refresh: Some(format!("{id}.1").into()),
-                received: self.clock.now(),
-                lifetime: self.hospital.lifetime,
-                scope: None,
-                id_token: None,
-            },
+        let tokens = EhrTokens {
+            access: format!("access {id}.1").into(),
+            refresh: Some(format!("{id}.1").into()),
+            received: self.clock.now(),
+            lifetime: self.hospital.lifetime,
+            scope: None,
+            id_token: None,
         };
-        let code = Code {
-            grant: id,
-            app: grant.app.clone(),
-            base: Base::Uniform,
-            redirect_uri: String::new(),
-            code_challenge: String::new(),
-            nonce: None,
-            expires: self.clock.now(),
-            redeemed: false,
-        };
-        let hash = TokenHash::of(&id.to_string());
-        self.store.create_grant(&grant, hash, &code, LaunchId(Uuid::nil())).await.unwrap();
-        self.custody.adopt(&grant);
+        self.custody.adopt(&store_grant(&self.store, id, tokens).await);
         id
     }
 

@@ -64,6 +64,16 @@ pub fn refuse(meaning: Meaning) -> Reply {
     Reply::Answer(RefreshAnswer::Refused { meaning, retry_after: None, detail: "400 test".into() })
 }
 
+pub fn tokens(access: String, refresh: String, lifetime: Duration) -> RefreshAnswer {
+    RefreshAnswer::Tokens {
+        access: access.into(),
+        refresh: Some(refresh.into()),
+        lifetime: Some(lifetime),
+        scope: None,
+        id_token: None,
+    }
+}
+
 #[derive(Clone)]
 pub struct Call {
     pub at: Instant,
@@ -110,13 +120,7 @@ impl Ehr {
             return RefreshAnswer::Refused { meaning: Meaning::Dead, retry_after: None, detail: "burnt".into() };
         }
         *renewed += 1;
-        RefreshAnswer::Tokens {
-            access: format!("access-{renewed}").into(),
-            refresh: Some(format!("refresh-{renewed}").into()),
-            lifetime: Some(self.lifetime),
-            scope: None,
-            id_token: None,
-        }
+        tokens(format!("access-{renewed}"), format!("refresh-{renewed}"), self.lifetime)
     }
 }
 
@@ -229,7 +233,7 @@ pub struct World {
     _time: HeldTime,
 }
 
-fn sealer() -> Arc<Sealer> {
+pub fn sealer() -> Arc<Sealer> {
     let key = SealKey { id: "k".into(), bytes: Secret::new([1; 32]) };
     Arc::new(Sealer::new(&[key]).unwrap())
 }
@@ -243,6 +247,34 @@ pub const START: Timestamp = Timestamp(1_800_000_000_000);
 
 pub fn epic() -> TokenPolicy {
     TokenPolicy { refresh_before: secs(300), ..TokenPolicy::default() }
+}
+
+/// Stores a grant whose tokens have just come.
+pub async fn store_grant(store: &Sqlite, id: GrantId, tokens: EhrTokens) -> Grant {
+    let grant = Grant {
+        id,
+        app: "viewer".parse().unwrap(),
+        site: "general".parse().unwrap(),
+        registration: "viewer-epic".parse().unwrap(),
+        fingerprint: "epic|client|/oauth/callback/viewer-epic".into(),
+        created: tokens.received,
+        state: GrantState::Live,
+        generation: 1,
+        facts: GrantFacts::default(),
+        tokens,
+    };
+    let code = Code {
+        grant: id,
+        app: grant.app.clone(),
+        base: Base::Uniform,
+        redirect_uri: String::new(),
+        code_challenge: String::new(),
+        nonce: None,
+        expires: grant.created,
+        redeemed: false,
+    };
+    store.create_grant(&grant, TokenHash::of(&id.to_string()), &code, LaunchId(Uuid::nil())).await.unwrap();
+    grant
 }
 
 impl World {
@@ -350,39 +382,17 @@ impl World {
     }
 
     pub async fn grant_with(&self, refresh: Option<&str>) -> GrantId {
-        let grant = Grant {
-            id: GrantId(uuid7(&*self.entropy, START)),
-            app: "viewer".parse().unwrap(),
-            site: "general".parse().unwrap(),
-            registration: "viewer-epic".parse().unwrap(),
-            fingerprint: "epic|client|/oauth/callback/viewer-epic".into(),
-            created: self.clock.now(),
-            state: GrantState::Live,
-            generation: 1,
-            facts: GrantFacts::default(),
-            tokens: EhrTokens {
-                access: "access-1".into(),
-                refresh: refresh.map(Secret::from),
-                received: self.clock.now(),
-                lifetime: self.ehr.lifetime,
-                scope: None,
-                id_token: None,
-            },
+        let id = GrantId(uuid7(&*self.entropy, START));
+        let tokens = EhrTokens {
+            access: "access-1".into(),
+            refresh: refresh.map(Secret::from),
+            received: self.clock.now(),
+            lifetime: self.ehr.lifetime,
+            scope: None,
+            id_token: None,
         };
-        let code = Code {
-            grant: grant.id,
-            app: grant.app.clone(),
-            base: Base::Uniform,
-            redirect_uri: String::new(),
-            code_challenge: String::new(),
-            nonce: None,
-            expires: self.clock.now(),
-            redeemed: false,
-        };
-        let hash = TokenHash::of(&grant.id.to_string());
-        self.store.create_grant(&grant, hash, &code, LaunchId(Uuid::nil())).await.unwrap();
-        self.custody.adopt(&grant);
-        grant.id
+        self.custody.adopt(&store_grant(&self.store, id, tokens).await);
+        id
     }
 
     /// As an app's request asks, with the usual patience.

@@ -2,7 +2,7 @@
 //! old bytes, so that no answer of an EHR that comes meanwhile is overwritten.
 
 use super::{
-    Backend, Connection,
+    Backend, Connection, Row,
     fault::OrFault as _,
     grants::{self, Revoke},
 };
@@ -224,13 +224,16 @@ const GRANT_HEADS: &str =
 /// A record that is sealed by another key than the one that writes: its key and its sealed bytes.
 type Stale = (Vec<u8>, Vec<u8>);
 
-async fn stale(
+async fn stale<R>(
     on: &mut Connection,
     statement: &'static str,
     after: Vec<u8>,
     current: Vec<u8>,
     limit: u32,
-) -> StoreResult<Vec<Stale>> {
+) -> StoreResult<Vec<R>>
+where
+    R: for<'r> sqlx::FromRow<'r, Row> + Send + Unpin,
+{
     sqlx::query_as(statement)
         .bind(after)
         .bind(length(&current))
@@ -261,24 +264,8 @@ async fn swap(on: &mut Connection, statement: &'static str, swaps: Vec<Swap>) ->
 
 type StaleGrant = (Vec<u8>, String, String, Vec<u8>, Option<Vec<u8>>);
 
-async fn stale_grants(
-    on: &mut Connection,
-    after: Vec<u8>,
-    current: Vec<u8>,
-    limit: u32,
-) -> StoreResult<Vec<StaleGrant>> {
-    sqlx::query_as(
-        "SELECT id, app, site, facts, tokens FROM grants WHERE id > $1 \
-         AND (substr(facts, 1, $2) <> $3 OR substr(tokens, 1, $2) <> $3) ORDER BY id LIMIT $4",
-    )
-    .bind(after)
-    .bind(length(&current))
-    .bind(current)
-    .bind(i64::from(limit))
-    .fetch_all(on)
-    .await
-    .or_fault()
-}
+const STALE_GRANTS: &str = "SELECT id, app, site, facts, tokens FROM grants WHERE id > $1 \
+     AND (substr(facts, 1, $2) <> $3 OR substr(tokens, 1, $2) <> $3) ORDER BY id LIMIT $4";
 
 #[derive(Clone)]
 struct GrantSwap {
@@ -453,7 +440,8 @@ impl Backend {
         let told = &mut done.unreadable;
         let (seen, last, wanted, swapped) = match table {
             SealedTable::Grants => {
-                let rows = self.engine.read(move |on| Box::pin(stale_grants(on, after, current, limit))).await?;
+                let rows: Vec<StaleGrant> =
+                    self.engine.read(move |on| Box::pin(stale(on, STALE_GRANTS, after, current, limit))).await?;
                 let (seen, last) = (rows.len(), rows.last().map(|row| row.0.clone()));
                 let swaps = sealed_anew(rows, told, |row| shown(&row.0), |row| GrantSwap::of(&sealer, row));
                 let wanted = swaps.len();
@@ -462,7 +450,7 @@ impl Backend {
                 (seen, last, wanted, swapped)
             }
             SealedTable::Subjects => {
-                let rows =
+                let rows: Vec<Stale> =
                     self.engine.read(move |on| Box::pin(stale(on, SUBJECTS.stale, after, current, limit))).await?;
                 let (seen, last) = (rows.len(), rows.last().map(|row| row.0.clone()));
                 let swaps = sealed_anew(rows, told, |row| shown(&row.0), |row| SubjectSwap::of(&sealer, row));
@@ -498,7 +486,7 @@ impl Backend {
         limit: u32,
     ) -> StoreResult<Resealed> {
         let current = prefix(sealer.writes_with());
-        let rows = self.engine.read(move |on| Box::pin(stale(on, of.stale, after, current, limit))).await?;
+        let rows: Vec<Stale> = self.engine.read(move |on| Box::pin(stale(on, of.stale, after, current, limit))).await?;
         let (seen, last) = (rows.len(), rows.last().map(|row| row.0.clone()));
         let mut done = Resealed::default();
         let anew = |(key, old): Stale| {

@@ -3,7 +3,7 @@
 use sqlx::{FromRow as _, Row as _};
 
 use super::{
-    Connection,
+    Connection, Row,
     fault::OrFault as _,
     grants::{self, Revoke, grant_columns},
     locking,
@@ -119,19 +119,13 @@ pub(super) async fn access(
     hash: TokenHash,
     now: Timestamp,
 ) -> StoreResult<Option<(AccessToken, GrantRow)>> {
-    let found = sqlx::query(concat!(
+    let statement = concat!(
         "SELECT a.reported AS a_reported, a.enforced AS a_enforced, a.expires AS a_expires, ",
         grant_columns!(),
         " FROM access_tokens a JOIN grants g ON g.id = a.grant_id \
          WHERE a.hash = $1 AND a.expires > $2 AND g.state <> 'ended'"
-    ))
-    .bind(hash.0.as_slice())
-    .bind(now.0)
-    .fetch_optional(on)
-    .await
-    .or_fault()?;
-    let Some(row) = found else { return Ok(None) };
-    let grant = GrantRow::from_row(&row).or_fault()?;
+    );
+    let Some((row, grant)) = living(on, statement, hash, now).await? else { return Ok(None) };
     let token = AccessToken {
         hash,
         grant: GrantId(records::id16("grants", &grant.id)?),
@@ -147,18 +141,24 @@ pub(super) async fn refresh(
     hash: TokenHash,
     now: Timestamp,
 ) -> StoreResult<Option<(i64, GrantRow)>> {
-    let found = sqlx::query(concat!(
+    let statement = concat!(
         "SELECT r.expires AS r_expires, ",
         grant_columns!(),
         " FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.hash = $1 AND r.expires > $2"
-    ))
-    .bind(hash.0.as_slice())
-    .bind(now.0)
-    .fetch_optional(on)
-    .await
-    .or_fault()?;
-    let Some(row) = found else { return Ok(None) };
-    Ok(Some((row.try_get("r_expires").or_fault()?, GrantRow::from_row(&row).or_fault()?)))
+    );
+    let Some((row, grant)) = living(on, statement, hash, now).await? else { return Ok(None) };
+    Ok(Some((row.try_get("r_expires").or_fault()?, grant)))
+}
+
+/// The row of a token that lives now, and the grant in it.
+async fn living(
+    on: &mut Connection,
+    statement: &'static str,
+    hash: TokenHash,
+    now: Timestamp,
+) -> StoreResult<Option<(Row, GrantRow)>> {
+    let found = sqlx::query(statement).bind(hash.0.as_slice()).bind(now.0).fetch_optional(on).await.or_fault()?;
+    found.map(|row| GrantRow::from_row(&row).or_fault().map(|grant| (row, grant))).transpose()
 }
 
 /// [`crate::store::Rotated`], its grant unopened.
