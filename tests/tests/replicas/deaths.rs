@@ -4,15 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use mantel_tests::{
-    ehr::{
-        contract::Vendor,
-        faults::{Fault, FaultKind},
-    },
-    harness::{
-        Ehr,
-        cluster::{Cluster, Node, Plan, StoreKind},
-        postgres::Postgres,
-    },
+    ehr::faults::{Fault, FaultKind},
+    harness::cluster::{Cluster, Node},
 };
 use tokio::time::{Instant, sleep};
 
@@ -24,17 +17,13 @@ const FEW: usize = 5;
 /// A suspect registration tries one grant after a minute.
 const PROBE: Duration = Duration::from_secs(60);
 
-const SUSPECT: &str = "mantel_registration_suspect{registration=\"viewer-generic\",site=\"generic\"}";
+const SUSPECT: &str = "mantel_registration_suspect{registration=\"viewer-refusing\",site=\"refusing\"}";
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deaths_are_rationed_over_all_gateways_and_service_resumes_by_itself() {
-    let server = Postgres::shared().await.unwrap();
-    let plan = Plan::new(3, StoreKind::Postgres(server), vec![Ehr::new(Vendor::Generic)]);
-    let cluster = Cluster::start(plan).await.unwrap();
-    let ehr = &cluster.hospital("generic").unwrap().ehr;
+pub async fn deaths_are_rationed_over_all_gateways_and_service_resumes_by_itself(cluster: &Cluster) {
+    let ehr = &cluster.hospital("refusing").unwrap().ehr;
     let mut logins = Vec::new();
     for _ in 0..cluster.nodes.len() * FEW {
-        logins.push(Login::at(&cluster, "generic", Some(2)).await);
+        logins.push(Login::at(cluster, "refusing", Some(2)).await);
     }
     // The gateways' own clock has to reach the tokens' end.
     sleep(Duration::from_secs(2)).await;

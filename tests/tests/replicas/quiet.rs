@@ -17,9 +17,12 @@ use mantel_tests::{
 };
 use tokio::time::Instant;
 
-use super::login::{LOOK, Login, REFRESH, SOON, events, is_invalid_grant, newest_grant, refused_soon, sum, unharmed};
+use super::{
+    deaths::deaths_are_rationed_over_all_gateways_and_service_resumes_by_itself,
+    login::{LOOK, Login, REFRESH, SOON, events, is_invalid_grant, newest_grant, refused_soon, sum, unharmed},
+};
 
-/// On gateways that they share: most of them wait, for seconds.
+/// On gateways that they share: most of them wait, for a minute at most.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_gateways_are_one() {
     let hospital = |name: &str| Ehr { name: name.into(), ..Ehr::strict(Vendor::Epic) };
@@ -30,6 +33,7 @@ async fn three_gateways_are_one() {
         // Where nothing can be revoked: it serves on, so who refuses what has ended is the gateway.
         Ehr::new(Vendor::Epic),
         Ehr { name: "ending".into(), ..Ehr::new(Vendor::Generic) },
+        Ehr { name: "refusing".into(), ..Ehr::new(Vendor::Generic) },
     ];
     let server = Postgres::shared().await.unwrap();
     let cluster = Cluster::start(Plan::new(3, StoreKind::Postgres(server), ehrs)).await.unwrap();
@@ -38,6 +42,7 @@ async fn three_gateways_are_one() {
         a_slow_ehr_is_asked_once(&cluster),
         what_is_due_is_renewed_by_one_of_them(&cluster),
         an_end_wins_over_a_refresh_under_way(&cluster),
+        deaths_are_rationed_over_all_gateways_and_service_resumes_by_itself(&cluster),
         async {
             // One EHR plays for both, and its lifetimes are set for one launch at a time.
             what_ends_at_one_ends_at_all(&cluster).await;
