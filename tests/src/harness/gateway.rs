@@ -13,7 +13,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use http::Method;
 use tempfile::TempDir;
 
-use super::{call, get, process::signal};
+use super::{
+    call, get,
+    process::{signal, stands},
+};
 use crate::ehr::contract::Vendor;
 
 /// A gateway with its files; the process ends with this value.
@@ -149,12 +152,19 @@ impl Gateway {
         Ok(tokio::task::spawn_blocking(move || child.wait()).await??.code())
     }
 
-    /// SIGSTOP: connections stay, and nothing moves.
+    /// SIGSTOP: connections stay, and nothing moves from when this returns.
     ///
     /// # Errors
-    /// When no process runs.
+    /// When no process runs, or it goes on.
     pub fn stop(&self) -> Result<()> {
-        self.signal("STOP")
+        self.signal("STOP")?;
+        let (pid, deadline) =
+            (self.pid().context("the gateway does not run")?, Instant::now() + Duration::from_secs(10));
+        while !stands(pid) {
+            ensure!(Instant::now() < deadline, "the gateway's process {pid} does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// SIGCONT.

@@ -60,9 +60,10 @@ async fn the_answer_to_a_stopped_gateway_is_taken_when_it_goes_on() {
     assert!(began.elapsed() >= LEASE, "taken over after {:?}", began.elapsed());
     let lease = |event| format!("mantel_refresh_leases_total{{event=\"{event}\"}}");
     assert_eq!(b.gateway.metric(&lease("taken_over")).await.unwrap(), 1.0, "{}", events(b));
-    for caller in waiting {
+    for (caller, node) in waiting.into_iter().zip([b, c]) {
         let answer = caller.await.unwrap().unwrap();
-        assert!(answer.is_held_back(), "{} {}", answer.status, answer.text());
+        let grants = burning.grants();
+        assert!(answer.is_held_back(), "{}\n{grants:?}\n{}\n{}", answer.status, events(node), events(a));
     }
     assert_eq!(burning.counters.get(REFRESH), 1, "what was sent may have burnt the token");
 
