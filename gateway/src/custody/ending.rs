@@ -36,7 +36,7 @@ impl Inner {
     }
 
     pub(super) fn unended(&self, entry: &Entry, error: &StoreError) -> Landing {
-        // The EHR has answered: no request is behind the intent.
+        // No request is behind the intent: the EHR has answered, or none was made.
         entry.idle_intent.store(true, Ordering::Relaxed);
         self.store_away(entry, error)
     }

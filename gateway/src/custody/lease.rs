@@ -39,6 +39,8 @@ const LAST_LOOK: Duration = Duration::from_millis(500);
 /// Leave to send, recorded.
 pub(super) struct Intent {
     pub attempt: Attempt,
+    /// When it was asked for.
+    asked: Instant,
     /// Of the lease; none: there was no telling.
     fence: Option<i64>,
 }
@@ -66,14 +68,15 @@ impl Inner {
         };
         let mut distance = FIRST_LOOK;
         while self.now() < give_up {
-            room.get_or_insert_with(|| self.budgets.begin(&entry.budget, self.now()));
+            let asked = self.now();
+            room.get_or_insert_with(|| self.budgets.begin(&entry.budget, asked));
             let wall = self.context.clock.now();
             let begun =
                 self.context.store.begin_refresh(grant.id, grant.generation, self.context.replicas.me(), wall).await;
             let lease = match begun {
                 Ok(Begun::Won { fence }) => {
                     entry.age_of_intent(wall, wall, self.now());
-                    return Ok(Intent { attempt: Attempt::First, fence: Some(fence) });
+                    return Ok(Intent { attempt: Attempt::First, asked, fence: Some(fence) });
                 }
                 Ok(Begun::Lost(lease)) => lease,
                 Ok(Begun::Moved(grant)) => {
@@ -94,7 +97,7 @@ impl Inner {
                 // An earlier request of this process, or of one that does not show itself: no result came of it.
                 None => {
                     if lease.owner == self.context.replicas.me() && entry.idle_intent.load(Ordering::Relaxed) {
-                        return Ok(Intent { attempt: Attempt::First, fence: Some(lease.fence) });
+                        return Ok(Intent { attempt: Attempt::First, asked, fence: Some(lease.fence) });
                     }
                     let known = match unfinished {
                         Some(known) => known,
@@ -208,7 +211,7 @@ impl Inner {
             self.context.events.lease(LeaseMark::TakenOver);
         }
         if doubt.in_grace(now) {
-            return Ok(Doubtful::Act(Intent { attempt: Attempt::InGrace, fence: Some(fence) }));
+            return Ok(Doubtful::Act(Intent { attempt: Attempt::InGrace, asked: now, fence: Some(fence) }));
         }
         let grant = &case.grant;
         if retried {
@@ -219,10 +222,30 @@ impl Inner {
             .insist(|| self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.replicas.me(), wall))
             .await;
         match noted {
-            Ok(Some(fence)) => Ok(Doubtful::Act(Intent { attempt: Attempt::Last, fence: Some(fence) })),
+            Ok(Some(fence)) => Ok(Doubtful::Act(Intent { attempt: Attempt::Last, asked: now, fence: Some(fence) })),
             Ok(None) => Err(self.held(entry, Cause::Elsewhere, None)),
             Err(error) => Err(self.store_away(entry, &error)),
         }
+    }
+
+    /// Whether this process still holds the lease, if it took long from asking for leave to having it: it may have been
+    /// stopped there, and another have taken over and spent the refresh token.
+    pub(super) async fn holds(&self, entry: &Entry, case: &Case, intent: &Intent) -> Result<(), Landing> {
+        let Some(fence) = intent.fence.filter(|_| self.shared()) else { return Ok(()) };
+        let (id, me) = (case.grant.id, self.context.replicas.me());
+        let mut asked = intent.asked;
+        while self.now().saturating_duration_since(asked) >= BEAT {
+            asked = self.now();
+            match self.insist(|| self.context.store.beat(id, me, fence)).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.look(entry, case).await?;
+                    return Err(self.held(entry, Cause::Elsewhere, None));
+                }
+                Err(error) => return Err(self.unended(entry, &error)),
+            }
+        }
+        Ok(())
     }
 
     /// Shows, until what it returns is dropped, that this process is at a grant. A beat that fails stops

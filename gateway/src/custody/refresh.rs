@@ -146,6 +146,9 @@ impl Inner {
             Ok(intent) => intent,
             Err(landing) => return landing,
         };
+        if let Err(landing) = self.holds(entry, &case, &intent).await {
+            return landing;
+        }
         let beating = self.beating(&case, &intent);
         if let Some(room) = &mut room {
             room.call();

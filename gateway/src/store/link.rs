@@ -60,6 +60,7 @@ pub struct Link {
     store: Arc<dyn Store>,
     busy: Busy,
     frozen: watch::Sender<bool>,
+    freezes: Mutex<Option<&'static str>>,
     failing: Mutex<BTreeSet<&'static str>>,
     counts: Mutex<BTreeMap<&'static str, usize>>,
 }
@@ -74,12 +75,24 @@ impl Drop for Running<'_> {
 
 impl Link {
     pub fn new(store: Arc<dyn Store>, busy: Busy) -> Self {
-        Self { store, busy, frozen: watch::Sender::new(false), failing: Mutex::default(), counts: Mutex::default() }
+        Self {
+            store,
+            busy,
+            frozen: watch::Sender::new(false),
+            freezes: Mutex::default(),
+            failing: Mutex::default(),
+            counts: Mutex::default(),
+        }
     }
 
     /// SIGSTOP, or `kill -9` if it is never undone.
     pub fn freeze(&self, frozen: bool) {
         self.frozen.send_replace(frozen);
+    }
+
+    /// SIGSTOP while the next one of these is at the store, which does it.
+    pub fn freeze_in(&self, operation: &'static str) {
+        *self.freezes.lock().unwrap() = Some(operation);
     }
 
     pub fn fail(&self, operation: &'static str) {
@@ -107,6 +120,9 @@ impl Link {
         *self.counts.lock().unwrap().entry(name).or_default() += 1;
         if self.failing.lock().unwrap().contains(name) {
             return Err(StoreError::Unavailable("a test".into()));
+        }
+        if self.freezes.lock().unwrap().take_if(|operation| *operation == name).is_some() {
+            self.freeze(true);
         }
         self.busy.0.fetch_add(1, Ordering::SeqCst);
         let running = Running(&self.busy.0);

@@ -339,3 +339,20 @@ async fn what_is_waited_out_holds_no_room() {
     let [reads, writes] = ["grant", "begin_refresh"].map(|operation| many.nodes[0].link.count(operation) / DOUBTS);
     assert!(reads <= 30 && writes <= 25, "{reads} and {writes} for each");
 }
+
+/// Stopped between its intent and its request: it goes on when another has spent the refresh token.
+#[tokio::test(start_paused = true)]
+async fn who_was_stopped_before_it_sent_sends_nothing() {
+    let (many, grant) = expired(300, epic()).await;
+    many.nodes[0].link.freeze_in("begin_refresh");
+    let stopped = many.asked(0, grant).await;
+    assert!(matches!(many.world.stored(grant).await.state, GrantState::InDoubt { .. }));
+    let waiting = many.asked(1, grant).await;
+    many.pass(secs(64)).await;
+    assert_eq!(token(waiting.await.unwrap()), "access-2");
+    many.nodes[0].link.freeze(false);
+    many.settle().await;
+    assert_eq!(token(stopped.await.unwrap()), "access-2");
+    let sent: Vec<_> = many.world.ehr.calls.borrow().iter().map(|call| call.token.clone()).collect();
+    assert_eq!(sent, ["refresh-1"], "used once");
+}
