@@ -1,5 +1,7 @@
 //! Two minutes of storm: the README's hours, a minute of each.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
+
 use std::{path::Path, process::Command};
 
 const README: &str = include_str!("../../README.md");
