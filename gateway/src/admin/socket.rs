@@ -87,8 +87,10 @@ impl AdminSocket {
             let socket = match until.run_until_cancelled(self.listener.accept()).await {
                 None => return,
                 Some(Ok((socket, _))) => socket,
-                Some(Err(_)) => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                // Out of file descriptors, most likely: what is open must close first, and nothing tells when it does.
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "a connection to the admin socket could not be accepted");
+                    until.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50))).await;
                     continue;
                 }
             };

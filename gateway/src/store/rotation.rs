@@ -17,7 +17,10 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde::{Deserialize, Serialize};
@@ -84,6 +87,8 @@ pub struct SealRotation {
     announced: Mutex<bool>,
     /// Processes that went without a word and may have left something in their spills.
     left: Mutex<Vec<Replica>>,
+    /// Whether it has been told that this process is left without a key to write with.
+    left_without: AtomicBool,
 }
 
 /// What is to be done about the preferred key.
@@ -133,7 +138,13 @@ fn may_serve(sealer: &Sealer, known: &[KnownSealKey]) -> StoreResult<()> {
 
 impl SealRotation {
     pub fn new(store: SharedStore, sealer: Arc<Sealer>) -> Self {
-        Self { store, sealer, announced: Mutex::new(false), left: Mutex::default() }
+        Self {
+            store,
+            sealer,
+            announced: Mutex::new(false),
+            left: Mutex::default(),
+            left_without: AtomicBool::new(false),
+        }
     }
 
     /// What the other processes must know of this one's keys; the rest is the caller's.
@@ -215,6 +226,7 @@ impl SealRotation {
     fn leaves_retired(&self, known: &[KnownSealKey]) -> bool {
         let writes = self.sealer.writes_with().to_owned();
         if !known.iter().any(|key| key.id == writes && key.state == SealKeyState::Retired) {
+            self.left_without.store(false, Ordering::Relaxed);
             return false;
         }
         let writing = known.iter().find(|key| key.state == SealKeyState::Writing);
@@ -223,7 +235,7 @@ impl SealRotation {
                 retired = writes,
                 "the seal key that this process wrote with has been retired: it leaves it"
             );
-        } else {
+        } else if !self.left_without.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 retired = writes,
                 "the seal key that this process writes with has been retired, and it lacks the one that the others \

@@ -2,13 +2,7 @@
 //! that wait for refreshes. It tells each step on its standard output, a line by one write(2): what the pipe has, a
 //! killed process has done.
 
-use std::{
-    collections::VecDeque,
-    io::Write as _,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use async_trait::async_trait;
@@ -35,7 +29,10 @@ use mantel_adapters::{
     site::{RegistrationId, SiteId, VendorId},
     smart::token::meaning,
 };
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, mpsc},
+};
 
 use super::{
     driver::{APP, REGISTRATION, SITE},
@@ -121,7 +118,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     if arguments.settle {
         return settle(&custody, &store, arguments.logins).await;
     }
-    let callers = Callers { custody, waiting: Mutex::new(held.into()) };
+    let callers = Callers::new(custody, held);
     join_all((0..arguments.in_flight).map(|_| callers.call())).await;
     Ok(())
 }
@@ -190,32 +187,35 @@ fn kind(config: &Config) -> Result<Kind> {
 struct Callers {
     custody: Custody,
     /// Sorted by time, since each goes to the end with the same lifetime.
-    waiting: Mutex<VecDeque<Ripe>>,
+    next: Mutex<mpsc::UnboundedReceiver<Ripe>>,
+    again: mpsc::UnboundedSender<Ripe>,
 }
 
 impl Callers {
+    fn new(custody: Custody, held: Vec<Ripe>) -> Self {
+        let (again, next) = mpsc::unbounded_channel();
+        for ripe in held {
+            // Nobody closes it: the receiver is ours.
+            let _ = again.send(ripe);
+        }
+        Self { custody, next: Mutex::new(next), again }
+    }
+
     /// Asks for one grant after the other, each after the end of its access token, so that it must be refreshed.
     async fn call(&self) {
         loop {
-            let Some((number, generation, at)) = self.waiting().pop_front() else {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
-            };
+            let Some((number, generation, at)) = self.next.lock().await.recv().await else { return };
             tokio::time::sleep_until(at).await;
             tell(&Line::Asked { number, generation });
             match self.custody.bearer(id_of(number), Instant::now() + PATIENCE).await {
                 Ok(bearer) => {
                     tell(&Line::Shared { number, generation: bearer.generation });
-                    self.waiting().push_back((number, bearer.generation, Instant::now() + LIFETIME));
+                    let _ = self.again.send((number, bearer.generation, Instant::now() + LIFETIME));
                 }
                 Err(CustodyFault::Ended(reason)) => tell(&Line::Ended { number, reason: reason.text().into() }),
                 Err(fault) => tell(&Line::Failed { number, fault: format!("{fault:?}") }),
             }
         }
-    }
-
-    fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Ripe>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
