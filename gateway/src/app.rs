@@ -404,9 +404,13 @@ impl Policies for Words {
         let online = grant.facts.reported.split(' ').any(|word| word == "online_access");
         let session = (online || (grant.facts.session && app.custody == CustodyMode::Session))
             .then_some(SessionLimits { max: app.session_max, idle: app.session_idle });
-        let mut tokens = site.profile.tokens.clone();
-        tokens.refresh_lifetime = tokens.refresh_lifetime.filter(|_| app.keep_alive);
-        Some(GrantPolicy { vendor: site.vendor.clone(), tokens, session, cold_for: app.session_idle })
+        Some(GrantPolicy {
+            vendor: site.vendor.clone(),
+            tokens: site.profile.tokens.clone(),
+            keep_alive: app.keep_alive,
+            session,
+            cold_for: app.session_idle,
+        })
     }
 
     fn budget(&self, grant: &Grant) -> Budget {
@@ -447,6 +451,7 @@ impl TokenEndpoint for Words {
                     access: Secret::new(std::mem::take(&mut answer.access_token)),
                     refresh: answer.refresh_token.take().map(Secret::new),
                     lifetime: answer.expires_in.map(Duration::from_secs),
+                    refresh_lifetime: answer.refresh_expires_in.map(Duration::from_secs),
                     scope: answer.scope.take(),
                     id_token: answer.id_token.take().map(Secret::new),
                 }

@@ -33,6 +33,9 @@ pub struct TokenAnswer {
     pub scope: Option<String>,
     /// Absent: the old one stays.
     pub refresh_token: Option<String>,
+    /// Seconds until the refresh token ends, where the EHR says so. No specification names the member: it is
+    /// `refresh_expires_in` (Keycloak, and there 0 is never) or `refresh_token_expires_in`.
+    pub refresh_expires_in: Option<u64>,
     pub id_token: Option<String>,
     pub context: LaunchContext,
     /// What else the EHR sent (`location`, `user`, `ah_practice` …): adapters read it, apps do not.
@@ -136,9 +139,21 @@ fn answer(mut members: Map<String, Value>) -> Result<TokenAnswer, &'static str> 
     let refresh_token = token(&mut members, "refresh_token")?;
     let id_token = token(&mut members, "id_token")?;
     let expires_in = members.remove("expires_in").as_ref().and_then(seconds);
+    let ends = ["refresh_expires_in", "refresh_token_expires_in"].map(|name| members.remove(name));
+    let refresh_expires_in = ends.iter().flatten().find_map(seconds).filter(|seconds| *seconds > 0);
     let scope = members.remove("scope").and_then(scope);
     let context = LaunchContext::take_from(&mut members)?;
-    Ok(TokenAnswer { access_token, token_type, expires_in, scope, refresh_token, id_token, context, extras: members })
+    Ok(TokenAnswer {
+        access_token,
+        token_type,
+        expires_in,
+        scope,
+        refresh_token,
+        refresh_expires_in,
+        id_token,
+        context,
+        extras: members,
+    })
 }
 
 fn members(content_type: Option<&str>, body: &[u8]) -> Result<Map<String, Value>, TokenErrorKind> {
@@ -271,6 +286,22 @@ mod tests {
         ] {
             let body = format!(r#"{{"access_token":"a","expires_in":{given}}}"#);
             assert_eq!(parse_answer(200, None, body.as_bytes()).unwrap().expires_in, expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_refresh_tokens_end_has_two_names_and_none_where_it_has_none() {
+        for (given, expected) in [
+            (r#""refresh_expires_in":1800"#, Some(1800)),
+            (r#""refresh_token_expires_in":"86400""#, Some(86400)),
+            (r#""refresh_expires_in":0"#, None),
+            (r#""refresh_expires_in":"never","refresh_token_expires_in":60"#, Some(60)),
+            (r#""refresh_expires_in":null"#, None),
+            (r#""refresh_expires_in":1e300"#, Some(LONGEST_LIFETIME)),
+        ] {
+            let body = format!(r#"{{"access_token":"a",{given}}}"#);
+            let answer = parse_answer(200, None, body.as_bytes()).unwrap();
+            assert_eq!((answer.refresh_expires_in, answer.extras.len()), (expected, 0), "{given}");
         }
     }
 

@@ -89,6 +89,7 @@ pub(super) fn read(
     let rules = rules(policy, among);
     let lifetime = rules.lifetime(Some(grant.tokens.lifetime));
     let times = Times::new(&rules, lifetime, age(&rules, lifetime, grant.tokens.received, wall), now);
+    let times = times.keeping(&rules, grant.tokens.refresh_end, grant.tokens.received.until(wall));
     let mut state = State::new(times, grant.tokens.refresh.is_some());
     if let GrantState::InDoubt { since, .. } = grant.state {
         state.doubt = Some(Doubt::new(&rules, times.expires, since.until(wall), now));
@@ -122,7 +123,8 @@ pub(super) fn rules(policy: Option<&GrantPolicy>, among: Among) -> Rules {
     let rules = match policy {
         Some(policy) => {
             let idle = policy.session.map_or(policy.cold_for, |session| session.idle);
-            Rules::new(&policy.tokens, idle, policy.session.is_some())
+            let rules = Rules::new(&policy.tokens, idle, policy.session.is_some());
+            Rules { keep_alive: policy.keep_alive, ..rules }
         }
         // A grant whose registration is gone is served while its token lives.
         None => Rules::new(&mantel_adapters::profile::TokenPolicy::default(), Duration::ZERO, false),
@@ -246,6 +248,7 @@ impl Entry {
         let mut guts = self.guts();
         guts.rules = rules(policy, among);
         let times = Times::new(&guts.rules, guts.rules.lifetime(Some(grant.tokens.lifetime)), age, now);
+        let times = times.keeping(&guts.rules, grant.tokens.refresh_end, age);
         let Guts { state, rules, .. } = &mut *guts;
         state.step(rules, event(times, grant.tokens.refresh.is_some()), now);
         if state.ended.is_none() {

@@ -69,6 +69,8 @@ pub enum RefreshAnswer {
         refresh: Option<Secret<String>>,
         /// `expires_in`.
         lifetime: Option<Duration>,
+        /// When the refresh token ends, where the EHR says so.
+        refresh_lifetime: Option<Duration>,
         scope: Option<String>,
         id_token: Option<Secret<String>>,
     },
@@ -101,8 +103,9 @@ pub struct SessionLimits {
 #[derive(Clone, Debug)]
 pub struct GrantPolicy {
     pub vendor: VendorId,
-    /// Its `refresh_lifetime` only where the app says `keep_alive`.
     pub tokens: TokenPolicy,
+    /// It is refreshed for its refresh token's sake though nobody uses it.
+    pub keep_alive: bool,
     /// Only where the grant is to end by them.
     pub session: Option<SessionLimits>,
     /// How long an unused grant is refreshed where its refresh token dies with the access token

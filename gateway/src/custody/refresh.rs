@@ -13,6 +13,7 @@ use super::{
     machine::{Cause, Doubt, Event, Rules},
     outcome::{Answer, Attempt, Caller, Next, RefreshOutcome, Row, Stored, row},
     replay::{Kept, PATIENCE},
+    rules::refresh_end,
     spill,
 };
 use crate::{
@@ -229,14 +230,16 @@ impl Inner {
     async fn settle(&self, entry: &Entry, case: &Case, row: Row, answer: RefreshAnswer, began: Instant) -> Landing {
         let (received, wall) = (self.now(), self.context.clock.now());
         let retry_after = match answer {
-            RefreshAnswer::Tokens { access, refresh, lifetime, scope, id_token } => {
+            RefreshAnswer::Tokens { access, refresh, lifetime, refresh_lifetime, scope, id_token } => {
                 let old = &case.grant.tokens;
+                let refresh_end = refresh_end(old, refresh_lifetime, refresh.is_some(), &case.policy.tokens, wall);
                 let facts = scope.as_deref().and_then(|scope| self.context.policies.learnt(&case.grant, scope));
                 let tokens = EhrTokens {
                     access,
                     refresh: refresh.or_else(|| old.refresh.clone()),
                     received: wall,
                     lifetime: case.rules.lifetime(lifetime),
+                    refresh_end,
                     scope: scope.or_else(|| old.scope.clone()),
                     id_token: id_token.or_else(|| old.id_token.clone()),
                 };

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use super::*;
-use crate::{clock::Timestamp, config::SealKey, secret::Secret};
+use crate::{clock::Timestamp, config::SealKey, secret::Secret, store::RefreshEnd};
 
 fn sealer(id: &str, byte: u8) -> Arc<Sealer> {
     Arc::new(Sealer::new(&[SealKey { id: id.into(), bytes: Secret::new([byte; 32]) }]).unwrap())
@@ -20,6 +20,7 @@ fn answer(grant: u128, consumed: i64) -> Answer {
             refresh: Some("a-refresh-token".into()),
             received: Timestamp(1_800_000_000_000),
             lifetime: Duration::from_secs(300),
+            refresh_end: Some(RefreshEnd { after: Duration::from_secs(86400), fixed: true }),
             scope: Some("patient/*.rs".into()),
             id_token: None,
         },
@@ -62,6 +63,7 @@ fn an_answer_comes_back_whole_and_private() {
     let (expected, given) = (&mut expected.tokens, given.tokens);
     assert_eq!((&given.access, &given.refresh), (&expected.access, &expected.refresh));
     assert_eq!((given.received, given.lifetime), (expected.received, expected.lifetime));
+    assert_eq!(given.refresh_end, expected.refresh_end);
     assert_eq!((&given.scope, given.id_token.is_none()), (&expected.scope, true));
     spill.remove(&path).unwrap();
     spill.remove(&path).unwrap();

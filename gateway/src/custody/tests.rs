@@ -5,6 +5,7 @@ mod doubt;
 mod ends;
 mod flow;
 mod herd;
+mod keeping;
 mod lease;
 mod many;
 mod outage;

@@ -32,7 +32,7 @@ use crate::{
     entropy,
     secret::{Secret, TokenHash},
     session::mint::CODE_LIFETIME,
-    store::{self, EhrHalf, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, Launch},
+    store::{self, EhrHalf, EhrTokens, EndReason, Grant, GrantFacts, GrantId, GrantState, Launch, RefreshEnd},
     telemetry::metrics::LaunchMark,
     upstream::{CodeGrant, TokenOutcome},
 };
@@ -358,6 +358,7 @@ async fn judged(
             refresh: answer.refresh_token.clone().filter(|_| told_refresh || session).map(Secret::new),
             received: answered,
             lifetime: answer.expires_in.map_or(site.profile.tokens.assume_lifetime, Duration::from_secs),
+            refresh_end: answer.refresh_expires_in.map(Duration::from_secs).map(RefreshEnd::said),
             scope: answer.scope.clone(),
             id_token: answer.id_token.clone().map(Secret::new),
         },

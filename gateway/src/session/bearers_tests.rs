@@ -56,6 +56,7 @@ async fn world() -> World {
             refresh: None,
             received: START,
             lifetime: Duration::from_secs(3600),
+            refresh_end: None,
             scope: None,
             id_token: None,
         },

@@ -195,10 +195,51 @@ pub struct EhrTokens {
     pub received: Timestamp,
     /// Learnt from `expires_in`, else the profile's.
     pub lifetime: Duration,
+    /// When the refresh token ends, where the EHR says so.
+    pub refresh_end: Option<RefreshEnd>,
     /// The last answer's `scope`.
     pub scope: Option<String>,
     /// The id_token, where logout at the EHR needs it.
     pub id_token: Option<Secret<String>>,
+}
+
+/// The end of a refresh token, as EHRs tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefreshEnd {
+    /// From [`EhrTokens::received`].
+    pub after: Duration,
+    /// Using it has not put it off: nothing keeps such a grant alive.
+    pub fixed: bool,
+}
+
+impl RefreshEnd {
+    /// As a first answer says it: whether it moves is not known yet.
+    pub const fn said(after: Duration) -> Self {
+        Self { after, fixed: false }
+    }
+}
+
+/// The end of a refresh token, as a record has it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct StoredEnd {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh_fixed: Option<bool>,
+}
+
+impl From<Option<RefreshEnd>> for StoredEnd {
+    fn from(end: Option<RefreshEnd>) -> Self {
+        let millis = |end: RefreshEnd| u64::try_from(end.after.as_millis()).unwrap_or(u64::MAX);
+        Self { refresh_ms: end.map(millis), refresh_fixed: end.map(|end| end.fixed) }
+    }
+}
+
+impl From<StoredEnd> for Option<RefreshEnd> {
+    fn from(stored: StoredEnd) -> Self {
+        let after = Duration::from_millis(stored.refresh_ms?);
+        Some(RefreshEnd { after, fixed: stored.refresh_fixed.unwrap_or(false) })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

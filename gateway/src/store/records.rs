@@ -73,6 +73,7 @@ impl GrantRow {
                 refresh: None,
                 received: at,
                 lifetime: Duration::ZERO,
+                refresh_end: None,
                 scope: None,
                 id_token: None,
             },
@@ -132,6 +133,8 @@ pub(crate) struct TokensOut<'a> {
     refresh: Option<&'a str>,
     received: Timestamp,
     lifetime_ms: u64,
+    #[serde(flatten)]
+    refresh_end: StoredEnd,
     scope: Option<&'a str>,
     id_token: Option<&'a str>,
 }
@@ -143,6 +146,7 @@ impl<'a> From<&'a EhrTokens> for TokensOut<'a> {
             refresh: tokens.refresh.as_ref().map(|token| token.expose().as_str()),
             received: tokens.received,
             lifetime_ms: u64::try_from(tokens.lifetime.as_millis()).unwrap_or(u64::MAX),
+            refresh_end: tokens.refresh_end.into(),
             scope: tokens.scope.as_deref(),
             id_token: tokens.id_token.as_ref().map(|token| token.expose().as_str()),
         }
@@ -156,6 +160,8 @@ pub(crate) struct TokensIn {
     refresh: Option<String>,
     received: Timestamp,
     lifetime_ms: u64,
+    #[serde(flatten)]
+    refresh_end: StoredEnd,
     scope: Option<String>,
     id_token: Option<String>,
 }
@@ -167,6 +173,7 @@ impl From<TokensIn> for EhrTokens {
             refresh: stored.refresh.map(Secret::new),
             received: stored.received,
             lifetime: Duration::from_millis(stored.lifetime_ms),
+            refresh_end: stored.refresh_end.into(),
             scope: stored.scope,
             id_token: stored.id_token.map(Secret::new),
         }
@@ -184,7 +191,8 @@ struct TokensRecord<'a> {
 /// Members of a stored record that only a later version knows, as they were written.
 type Later<'a> = BTreeMap<String, &'a RawValue>;
 
-const TOKEN_MEMBERS: [&str; 6] = ["access", "refresh", "received", "lifetime_ms", "scope", "id_token"];
+const TOKEN_MEMBERS: [&str; 8] =
+    ["access", "refresh", "received", "lifetime_ms", "refresh_ms", "refresh_fixed", "scope", "id_token"];
 
 /// Seals an answer's tokens; `before` is the sealed record whose place it takes.
 pub(super) fn seal_tokens(
@@ -550,10 +558,16 @@ mod tests {
         });
         let before = sealer.seal_json(place, &older).unwrap();
         let mut tokens = open_tokens(&sealer, id.0.as_bytes(), &before).unwrap();
+        assert_eq!(tokens.refresh_end, None, "a version before this one wrote it");
         tokens.access = "a2".into();
+        tokens.refresh_end = Some(RefreshEnd { after: Duration::from_secs(60), fixed: true });
         let after = seal_tokens(&sealer, id, &tokens, Some(&before)).unwrap();
         let stored: serde_json::Value = sealer.open_json(place, &after).unwrap();
         assert_eq!(stored["access"], "a2");
+        assert_eq!(open_tokens(&sealer, id.0.as_bytes(), &after).unwrap().refresh_end, tokens.refresh_end);
+        tokens.refresh_end = None;
+        let last = seal_tokens(&sealer, id, &tokens, Some(&after)).unwrap();
+        assert_eq!(open_tokens(&sealer, id.0.as_bytes(), &last).unwrap().refresh_end, None, "it does not linger");
         assert_eq!(stored["sender_constrained"], older["sender_constrained"]);
     }
 

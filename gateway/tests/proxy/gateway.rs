@@ -100,6 +100,7 @@ impl TokenEndpoint for Tokens {
             access: format!("ehr-token-{number}").into(),
             refresh: None,
             lifetime: Some(Duration::from_secs(3600)),
+            refresh_lifetime: None,
             scope: None,
             id_token: None,
         }
@@ -112,7 +113,13 @@ impl Policies for Words {
     fn of(&self, grant: &Grant) -> Option<GrantPolicy> {
         let site = self.0.sites.get(&grant.site)?;
         let tokens = site.profile.tokens.clone();
-        Some(GrantPolicy { vendor: site.vendor.clone(), tokens, session: None, cold_for: Duration::from_secs(1800) })
+        Some(GrantPolicy {
+            vendor: site.vendor.clone(),
+            tokens,
+            keep_alive: false,
+            session: None,
+            cold_for: Duration::from_secs(1800),
+        })
     }
 
     fn learnt(&self, _: &Grant, _: &str) -> Option<GrantFacts> {
@@ -291,6 +298,7 @@ impl Gateway {
                 refresh: Some("ehr-refresh".to_owned().into()),
                 received,
                 lifetime: Duration::from_secs(3600),
+                refresh_end: None,
                 scope: covers.upstream.map(str::to_owned),
                 id_token: None,
             },

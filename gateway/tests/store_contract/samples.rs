@@ -11,7 +11,7 @@ use mantel::{
     secret::TokenHash,
     store::{
         AccessToken, AppRequest, BootId, Code, EhrHalf, EhrLaunch, EhrTokens, Grant, GrantFacts, GrantId, GrantState,
-        Launch, LaunchId, LaunchStep, NewTokens, RefreshToken, Revocation, Store,
+        Launch, LaunchId, LaunchStep, NewTokens, RefreshEnd, RefreshToken, Revocation, Store,
     },
 };
 use mantel_adapters::{
@@ -122,6 +122,7 @@ pub fn ehr_tokens(number: u32) -> EhrTokens {
         refresh: Some(format!("refresh-{CANARY}-{number}").into()),
         received: at(i64::from(number)),
         lifetime: Duration::from_secs(300),
+        refresh_end: Some(RefreshEnd { after: Duration::from_secs(86_400), fixed: false }),
         scope: Some("patient/Patient.rs".into()),
         id_token: Some(format!("id-{CANARY}").into()),
     }

@@ -108,7 +108,15 @@ pub fn code_hash(grant: GrantId) -> TokenHash {
 
 /// Tokens that were received at `received` and live for `lifetime`.
 pub fn tokens(access: String, refresh: String, received: Timestamp, lifetime: Duration) -> EhrTokens {
-    EhrTokens { access: access.into(), refresh: Some(refresh.into()), received, lifetime, scope: None, id_token: None }
+    EhrTokens {
+        access: access.into(),
+        refresh: Some(refresh.into()),
+        received,
+        lifetime,
+        refresh_end: None,
+        scope: None,
+        id_token: None,
+    }
 }
 
 #[cfg(test)]

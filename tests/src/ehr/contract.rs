@@ -107,6 +107,9 @@ pub struct Behaviour {
 pub struct Switches {
     /// Access token lifetime in seconds.
     pub access_lifetime: Option<u64>,
+    /// Seconds that a refresh token lives, from its first issue or (`Sliding`) its last use; answers say what is left
+    /// of it, as `refresh_expires_in`.
+    pub refresh_lifetime: Option<u32>,
     pub rotation: Option<Rotation>,
     /// The app record's scope version: v1 answers to v1 records whatever was asked.
     pub record_v1: Option<bool>,

@@ -88,6 +88,7 @@ impl Options {
         let switches = &mut self.switches;
         match name {
             "access_lifetime" => switches.access_lifetime = Some(number()?),
+            "refresh_lifetime" => switches.refresh_lifetime = Some(u32::try_from(number()?)?),
             "rotation" => {
                 switches.rotation = Some(match value {
                     "fixed" => Rotation::Fixed,
@@ -109,7 +110,7 @@ impl Options {
             "page_size" => switches.page_size = Some(usize::try_from(number()?)?),
             "fhir_user_fails" => self.fhir_user_fails = flag()?,
             other => bail!(
-                "there is no switch {other:?}; there are access_lifetime, rotation, record_v1, odd_scopes, \
+                "there is no switch {other:?}; there are access_lifetime, refresh_lifetime, rotation, record_v1, odd_scopes, \
                  hide_offline_access, banner_as_string, provider_picker, patient_by_id, smart_configuration, \
                  jwt_tokens, min_refresh_interval, token_requests_per_minute, page_size, fhir_user_fails"
             ),

@@ -239,3 +239,28 @@ async fn grants_are_renewed_each_for_itself() {
     assert!(ehr.grants().iter().all(|grant| grant.refreshes == 1), "{:?}", ehr.grants());
     unharmed(ehr, Vendor::Generic);
 }
+
+/// `keep_alive` goes by the end that an EHR's answers tell, of which no profile knows.
+#[tokio::test]
+async fn an_unused_grant_is_kept_alive_before_the_end_that_the_ehr_has_told() {
+    let ehr = Ehr::new(Vendor::Generic).switch("refresh_lifetime=20").switch("rotation=sliding");
+    let mut world = World::start([ehr]).await.unwrap();
+    assert_eq!(world.gateway.terminate().await.unwrap(), Some(0));
+    let file = world.gateway.dir().join("mantel.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("[apps.viewer]", "[apps.viewer]\nkeep_alive = true")).unwrap();
+    world.gateway.spawn().await.unwrap();
+    let (ehr, base) = (world.ehr(Vendor::Generic), world.gateway.site_base(Vendor::Generic));
+    let (kept, left) = (App::at(&base).await.unwrap(), App::with_secret(&base).await.unwrap());
+    let (tokens, other) = (kept.launch(ehr).await.unwrap(), left.launch(ehr).await.unwrap());
+    let launched = tokio::time::Instant::now();
+    ehr.counters.reset();
+    // Longer than it lives without a use.
+    tokio::time::sleep_until(launched + Duration::from_secs(22)).await;
+    assert_eq!(ehr.counters.get(REFRESH), 1, "{:?}", ehr.grants());
+    ehr.expire_access_tokens();
+    for (tokens, status) in [(&tokens, 200), (&other, 401)] {
+        let answer = read(&format!("{base}/Patient/{}", tokens.text("patient")), tokens.access()).await.unwrap();
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
+}

@@ -31,6 +31,29 @@ async fn every_kind_of_client_gets_through() {
 }
 
 #[tokio::test]
+async fn its_answers_say_when_the_refresh_token_ends_if_they_are_to() {
+    for (rotation, told, moves) in
+        [(Rotation::Sliding, true, true), (Rotation::Rolling, true, false), (Rotation::Fixed, false, false)]
+    {
+        let ehr = ehr(Vendor::Generic, false, |options| {
+            options.switches.rotation = Some(rotation);
+            options.switches.refresh_lifetime = told.then_some(600);
+        })
+        .await;
+        let app = App::new("secret", &ehr.fhir_base).await;
+        let back = app.approve(&patient(&ehr).1).await;
+        let first = app.redeem(&back.redirect_param("code").unwrap()).await.ok();
+        assert_eq!(first.json().get("refresh_expires_in"), told.then_some(&json!(600)));
+        ehr.advance(100_000);
+        let second = app.refresh(&first.text("refresh_token")).await.ok().json();
+        let left = second.get("refresh_expires_in").map(|left| left.as_u64().unwrap());
+        let expected = told.then_some(if moves { 600..=600 } else { 490..=500 });
+        assert!(left.zip(expected.clone()).is_none_or(|(left, expected)| expected.contains(&left)), "{left:?}");
+        assert_eq!(left.is_some(), expected.is_some());
+    }
+}
+
+#[tokio::test]
 async fn a_launch_from_inside_carries_its_context() {
     let ehr = ehr(Vendor::Generic, false, |_| {}).await;
     let context = json!([{"reference": "ImagingStudy/1"}]);

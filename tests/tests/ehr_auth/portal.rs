@@ -85,7 +85,14 @@ async fn users_end_what_they_allowed() {
 #[test]
 fn switches_are_read_or_refused() {
     let mut options = Options::new(Vendor::Epic);
-    for good in ["rotation=rolling", "access_lifetime=60", "odd_scopes=off", "page_size=5", "fhir_user_fails=true"] {
+    for good in [
+        "rotation=rolling",
+        "access_lifetime=60",
+        "refresh_lifetime=600",
+        "odd_scopes=off",
+        "page_size=5",
+        "fhir_user_fails=true",
+    ] {
         options.switch(good).unwrap();
     }
     assert_eq!(options.switches.access_lifetime, Some(60));

@@ -291,6 +291,7 @@ async fn of_an_ehr_that_refuses_all_several_processes_see_a_few_each_and_end_non
         access: format!("access of {n}").into(),
         refresh: Some(format!("refresh of {n}").into()),
         lifetime: Some(secs(300)),
+        refresh_lifetime: None,
         scope: None,
         id_token: None,
     };

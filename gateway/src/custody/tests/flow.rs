@@ -281,6 +281,7 @@ async fn what_an_answer_teaches_is_stored() {
         // None: the old one stays good.
         refresh: None,
         lifetime: Some(secs(900)),
+        refresh_lifetime: None,
         scope: Some("patient/Patient.r".into()),
         id_token: None,
     }));
@@ -370,28 +371,4 @@ async fn after_a_forced_refresh_the_refused_token_is_not_waited_for() {
     tokio::time::advance(secs(1)).await;
     world.until_outcome(RefreshOutcome::Renewed).await;
     assert_eq!((world.access(grant).await.as_str(), world.ehr.calls()), ("access-2", 2));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_grant_that_nobody_uses_is_kept_alive_before_its_refresh_token_ends() {
-    let mut policy = epic();
-    policy.refresh_lifetime = Some(secs(10 * 24 * 3600));
-    let mut world = World::new(300, policy).await;
-    let grant = world.grant().await;
-    tokio::time::advance(secs(9 * 24 * 3600 - 1)).await;
-    pass(0).await;
-    assert_eq!(world.ehr.calls(), 0);
-    tokio::time::advance(secs(1)).await;
-    world.until_outcome(RefreshOutcome::Renewed).await;
-    // Its life is another; a restart loses nothing of it.
-    world.reboot().await;
-    while world.custody.0.wheel.is_empty() {
-        tokio::task::yield_now().await;
-    }
-    tokio::time::advance(secs(9 * 24 * 3600 - 1)).await;
-    pass(0).await;
-    assert_eq!(world.ehr.calls(), 1);
-    tokio::time::advance(secs(1)).await;
-    world.until_outcome(RefreshOutcome::Renewed).await;
-    assert_eq!((world.ehr.calls(), world.stored(grant).await.generation), (2, 3));
 }

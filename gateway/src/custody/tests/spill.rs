@@ -200,6 +200,7 @@ async fn an_answer_that_changes_the_scopes_is_durable_but_shared_only_when_store
         access: "access-2".into(),
         refresh: Some("refresh-2".into()),
         lifetime: Some(secs(LIFE)),
+        refresh_lifetime: None,
         scope: Some("user/*.rs".into()),
         id_token: None,
     }));

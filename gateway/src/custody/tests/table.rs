@@ -375,6 +375,7 @@ async fn each_row_holds_that_no_error_map_has_a_say_in() {
         access: "access-new".into(),
         refresh: Some("refresh-new".into()),
         lifetime: Some(secs(3600)),
+        refresh_lifetime: None,
         scope: None,
         id_token: None,
     };

@@ -127,7 +127,7 @@ impl Town {
             most_in_flight: AtomicUsize::new(0),
         });
         let vendor = "epic".parse().unwrap();
-        let policy = GrantPolicy { vendor, tokens, session: None, cold_for: secs(1800) };
+        let policy = GrantPolicy { vendor, tokens, keep_alive: false, session: None, cold_for: secs(1800) };
         let profile = Arc::new(Profile(Mutex::new(policy)));
         let (clock, entropy): (_, SharedEntropy) = (Arc::new(TestClock::new(START)), Arc::new(SystemEntropy::new()));
         let counter = Arc::new(Counter::default());
@@ -158,6 +158,7 @@ impl Town {
             refresh: Some(format!("{id}.1").into()),
             received: self.clock.now(),
             lifetime: self.hospital.lifetime,
+            refresh_end: None,
             scope: None,
             id_token: None,
         };

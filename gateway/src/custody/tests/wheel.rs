@@ -170,6 +170,7 @@ async fn changed_facts_come_with_their_bearer() {
         access: "access-2".into(),
         refresh: None,
         lifetime: Some(secs(300)),
+        refresh_lifetime: None,
         scope: Some("patient/Patient.r".into()),
         id_token: None,
     }));
@@ -182,6 +183,7 @@ async fn changed_facts_come_with_their_bearer() {
         access: "access-3".into(),
         refresh: None,
         lifetime: Some(secs(300)),
+        refresh_lifetime: None,
         scope: None,
         id_token: None,
     }));

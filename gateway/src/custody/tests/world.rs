@@ -64,11 +64,20 @@ pub fn refuse(meaning: Meaning) -> Reply {
     Reply::Answer(RefreshAnswer::Refused { meaning, retry_after: None, detail: "400 test".into() })
 }
 
+#[derive(Clone, Copy)]
+pub enum End {
+    /// Put off by each use.
+    After(Duration),
+    /// Whatever is done.
+    At(Instant),
+}
+
 pub fn tokens(access: String, refresh: String, lifetime: Duration) -> RefreshAnswer {
     RefreshAnswer::Tokens {
         access: access.into(),
         refresh: Some(refresh.into()),
         lifetime: Some(lifetime),
+        refresh_lifetime: None,
         scope: None,
         id_token: None,
     }
@@ -84,6 +93,8 @@ pub struct Call {
 pub struct Ehr {
     lifetime: Duration,
     replies: Mutex<VecDeque<Reply>>,
+    /// What it says of its refresh tokens' end.
+    pub ends: Mutex<Option<End>>,
     /// How many times it has renewed: the good refresh token has that number.
     renewed: Mutex<u32>,
     pub calls: watch::Sender<Vec<Call>>,
@@ -120,7 +131,14 @@ impl Ehr {
             return RefreshAnswer::Refused { meaning: Meaning::Dead, retry_after: None, detail: "burnt".into() };
         }
         *renewed += 1;
-        tokens(format!("access-{renewed}"), format!("refresh-{renewed}"), self.lifetime)
+        let mut answer = tokens(format!("access-{renewed}"), format!("refresh-{renewed}"), self.lifetime);
+        if let RefreshAnswer::Tokens { refresh_lifetime, .. } = &mut answer {
+            *refresh_lifetime = self.ends.lock().unwrap().map(|end| match end {
+                End::After(lifetime) => lifetime,
+                End::At(at) => at - Instant::now(),
+            });
+        }
+        answer
     }
 }
 
@@ -310,11 +328,12 @@ impl World {
         let ehr = Arc::new(Ehr {
             lifetime: secs(lifetime),
             replies: Mutex::default(),
+            ends: Mutex::default(),
             renewed: Mutex::new(1),
             calls: watch::Sender::default(),
         });
         let vendor = "epic".parse().unwrap();
-        let policy = GrantPolicy { vendor, tokens, session: None, cold_for: secs(1800) };
+        let policy = GrantPolicy { vendor, tokens, keep_alive: false, session: None, cold_for: secs(1800) };
         let profile = Arc::new(Profile(Mutex::new(policy)));
         let (clock, entropy): (_, SharedEntropy) = (Arc::new(TestClock::new(START)), Arc::new(SystemEntropy::new()));
         let counter = Arc::new(Counter::default());
@@ -388,6 +407,7 @@ impl World {
             refresh: refresh.map(Secret::from),
             received: self.clock.now(),
             lifetime: self.ehr.lifetime,
+            refresh_end: None,
             scope: None,
             id_token: None,
         };

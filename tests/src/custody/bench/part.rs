@@ -363,7 +363,7 @@ impl Words {
     fn new(expected: u64, turning: bool) -> Result<Self> {
         let tokens = TokenPolicy { dies_with_access: turning, ..TokenPolicy::default() };
         let vendor = "epic".parse().context("an id")?;
-        let policy = GrantPolicy { vendor, tokens, session: None, cold_for: LIFETIME };
+        let policy = GrantPolicy { vendor, tokens, keep_alive: false, session: None, cold_for: LIFETIME };
         Ok(Self { policy, asked: AtomicU64::new(0), expected, all: Notify::new() })
     }
 }
@@ -389,6 +389,7 @@ impl TokenEndpoint for Words {
             access: access(number, grant.generation + 1).into(),
             refresh: Some(refresh_token(number, grant.generation + 1).into()),
             lifetime: Some(LIFETIME),
+            refresh_lifetime: None,
             scope: Some(SCOPES.into()),
             id_token: None,
         }

@@ -273,6 +273,7 @@ impl TokenEndpoint for Words {
                 access: Secret::new(std::mem::take(&mut answer.access_token)),
                 refresh: answer.refresh_token.take().map(Secret::new),
                 lifetime: answer.expires_in.map(Duration::from_secs),
+                refresh_lifetime: answer.refresh_expires_in.map(Duration::from_secs),
                 scope: answer.scope.take(),
                 id_token: None,
             },
@@ -299,6 +300,7 @@ impl Policies for Words {
         Some(GrantPolicy {
             vendor: site.vendor.clone(),
             tokens: site.profile.tokens.clone(),
+            keep_alive: false,
             session: None,
             cold_for: Duration::ZERO,
         })

@@ -8,7 +8,6 @@ use crate::ehr::{
         AuthServer, SESSION_COOKIE,
         places::{Base, Profile},
         refusal::Refusal,
-        rules::RefreshLife,
         scope::Scope,
         state::{End, Grant, State},
     },
@@ -60,12 +59,8 @@ impl AuthServer {
         }
         let refresh = state.refresh.get(token).filter(|refresh| !refresh.spent)?;
         let grant = state.grants.get(&refresh.grant).filter(|grant| grant.ended.is_none() && !grant.suspended)?;
-        let until = match self.rules.refresh_life {
-            RefreshLife::Total(life) => Some(grant.started + life),
-            RefreshLife::Idle(life) => Some(grant.last_used + life),
-            RefreshLife::WithAccess => Some(grant.access_until),
-        };
-        until.is_none_or(|until| until > now).then_some((grant, &grant.scopes, until))
+        let until = self.refresh_until(grant);
+        (until > now).then_some((grant, &grant.scopes, Some(until)))
     }
 
     fn facts_of(&self, state: &State, grant: &Grant, scopes: &[Scope], until: Option<i64>) -> Value {

@@ -15,6 +15,8 @@ pub struct Rules {
     pub access_lifetime: u64,
     pub rotation: Rotation,
     pub refresh_life: RefreshLife,
+    /// Answers say when the refresh token ends.
+    pub tells_refresh_end: bool,
     /// Whether a spent refresh token ends its grant.
     pub reuse_ends_grant: bool,
     pub pkce_required: bool,
@@ -93,7 +95,12 @@ impl Rules {
                 _ => 3600,
             }),
             rotation,
+            tells_refresh_end: switches.refresh_lifetime.is_some(),
             refresh_life: match vendor {
+                _ if switches.refresh_lifetime.is_some() => {
+                    let life = switches.refresh_lifetime.map_or(DAY, |seconds| i64::from(seconds) * 1000);
+                    if rotation == Rotation::Sliding { RefreshLife::Idle(life) } else { RefreshLife::Total(life) }
+                }
                 Vendor::AthenaPractice if !strict => RefreshLife::WithAccess,
                 Vendor::Athena | Vendor::AthenaPractice if strict => RefreshLife::Total(DAY),
                 Vendor::Oracle => RefreshLife::Idle(90 * DAY),

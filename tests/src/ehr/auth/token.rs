@@ -137,6 +137,7 @@ impl AuthServer {
         let mut answer = self.issue(&mut state, id, client, &request.scopes, call.now);
         if has_refresh(&self.rules, client, &request.scopes) {
             answer.insert("refresh_token".into(), self.new_refresh(&mut state, id, 0).into());
+            self.tell_refresh_end(&mut answer, &state, id, call.now);
         }
         drop(state);
         self.add_context(&mut answer, &request, client, call.now);
@@ -176,12 +177,7 @@ impl AuthServer {
         if grant.suspended {
             return Err(refuse("the grant is suspended"));
         }
-        let alive = match self.rules.refresh_life {
-            RefreshLife::Total(life) => grant.started + life > call.now,
-            RefreshLife::Idle(life) => grant.last_used + life > call.now,
-            RefreshLife::WithAccess => grant.access_until > call.now,
-        };
-        if !alive {
+        if self.refresh_until(grant) <= call.now {
             return Err(refuse("the refresh token has expired"));
         }
         if let Some(last) = grant.last_refresh
@@ -203,12 +199,28 @@ impl AuthServer {
             let next = self.new_refresh(&mut state, id, generation + 1);
             answer.insert("refresh_token".into(), next.into());
         }
+        self.tell_refresh_end(&mut answer, &state, id, call.now);
         // Epic and Oracle say no context at a refresh; the others do.
         if !matches!(self.rules.vendor, Vendor::Epic | Vendor::Oracle) {
             answer.extend(patient.map(|patient| ("patient".to_owned(), patient.into())));
             self.add_tenant(&mut answer, base);
         }
         Ok(answer)
+    }
+
+    /// Until when a grant's refresh token may be used, in milliseconds since 1970.
+    pub(super) fn refresh_until(&self, grant: &Grant) -> i64 {
+        match self.rules.refresh_life {
+            RefreshLife::Total(life) => grant.started.saturating_add(life),
+            RefreshLife::Idle(life) => grant.last_used.saturating_add(life),
+            RefreshLife::WithAccess => grant.access_until,
+        }
+    }
+
+    fn tell_refresh_end(&self, answer: &mut Map<String, Value>, state: &State, id: u64, now: i64) {
+        if let Some(grant) = state.grants.get(&id).filter(|_| self.rules.tells_refresh_end) {
+            answer.insert("refresh_expires_in".into(), ((self.refresh_until(grant) - now) / 1000).into());
+        }
     }
 
     /// The scopes of a refresh request: within the grant's.
