@@ -64,7 +64,7 @@ impl Cause {
     }
 
     /// How long a try waits of which somebody waits for the outcome.
-    fn askers_wait(self, attempts: u32, retry_after: Option<Duration>, die: u32) -> Duration {
+    pub fn askers_wait(self, attempts: u32, retry_after: Option<Duration>, die: u32) -> Duration {
         let longest = match self {
             Self::Passing => HELD_FROM_ASKERS,
             _ => self.backoff().1,

@@ -84,6 +84,16 @@ fn next(next: Next) -> String {
         Next::WhenDue => "when the new token falls due".into(),
         Next::Backoff(Cause::Presumed) => "after a renewal at that site, or 10 min after the first refusal".into(),
         Next::Backoff(Cause::Suspect) => "one grant after 1, 2, 4, 8, 15 … min; after a renewal all".into(),
+        Next::Backoff(cause @ Cause::Passing) => {
+            let most = |attempts| cause.wait(attempts, None, u32::MAX).as_secs();
+            let askers = cause.askers_wait(u32::MAX, None, u32::MAX).as_secs();
+            format!(
+                "within {} s, doubling to {} s, but {askers} s for who asks where the EHR works or nobody else tries; not \
+                 before `Retry-After`",
+                most(0),
+                most(u32::MAX)
+            )
+        }
         Next::Backoff(cause) => {
             let most = |attempts| cause.wait(attempts, None, u32::MAX).as_secs();
             format!("within {} s, doubling to {} s; not before `Retry-After`", most(0), most(u32::MAX))
