@@ -57,8 +57,8 @@ pub enum Cause {
     DiedWithAccess,
     /// The app repeated its own refresh after the 30 s in which that is taken for a lost answer.
     RepeatedLate,
-    /// The app gave up a refresh of its own that a stopped gateway had, went on with another's answer, and the
-    /// stopped one then saw a token that had been used.
+    /// The app gave up a refresh of its own that a gateway had, which was stopped or waited for the store, went on
+    /// with the answer to its repetition, and the first was then a token that had been used.
     Overtaken,
 }
 
@@ -71,7 +71,7 @@ impl Cause {
             Self::LostTwice(_) => "the one try after an unknown outcome was cut as well",
             Self::DiedWithAccess => "the refresh token died with the access token, while the EHR could not be asked",
             Self::RepeatedLate => "the app heard nothing for 30 s, and repeated its own refresh after that",
-            Self::Overtaken => "the app's own refresh lay in a stopped gateway while another answered its repetition",
+            Self::Overtaken => "the app's own refresh was held up in a gateway while its repetition was answered",
         }
     }
 }
@@ -266,9 +266,12 @@ impl Books<'_> {
         }
         let overtaken = logout.unheard.iter().any(|attempt| {
             self.events.iter().any(|event| {
-                let What::Stopped(place) = event.what else { return false };
+                let held = match event.what {
+                    What::Stopped(place) => attempt.gateway.is_none_or(|gateway| gateway == place),
+                    _ => event.what.concern() == Concern::Store,
+                };
                 let went_on = event.until.is_some_and(|on| (attempt.until..=logout.at).contains(&on));
-                attempt.gateway.is_none_or(|gateway| gateway == place) && event.from <= attempt.until && went_on
+                held && event.from <= attempt.until && went_on
             })
         });
         overtaken.then_some(Cause::Overtaken)

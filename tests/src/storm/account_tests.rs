@@ -250,6 +250,10 @@ fn a_refresh_that_lay_in_a_stopped_gateway_is_a_cause_when_that_goes_on() {
     world(Some(1), (100_000, 108_000)).violates("logged out without a cause");
     world(Some(1), (100_000, 116_000)).violates("logged out without a cause");
     world(Some(1), (109_000, 112_000)).violates("logged out without a cause");
+    // It may as well have waited for the store; an EHR has no part in it.
+    let before = || world(Some(1), (100_000, 108_400));
+    before().event(What::StoreSilent, 108_300, 109_000).lost(Cause::Overtaken);
+    before().event(What::EhrSilent(SITE.into()), 108_300, 109_000).violates("logged out without a cause");
 }
 
 #[test]
