@@ -86,8 +86,10 @@ impl Inner {
                 Ok(Begun::Ended(reason)) => return Err(Landing::Ended(reason)),
                 Ok(Begun::InDoubt { .. }) => return Err(self.held(entry, Cause::Elsewhere, None)),
                 Err(error) => {
-                    // It may have been written, and no request is behind it.
-                    entry.idle_intent.store(true, Ordering::Relaxed);
+                    // It may have been written, and no request is behind it; behind one that was there before, there may be.
+                    if unfinished.is_none() {
+                        entry.idle_intent.store(true, Ordering::Relaxed);
+                    }
                     self.count(case, RefreshOutcome::StoreAway);
                     return Err(self.store_away(entry, &error));
                 }
@@ -97,7 +99,15 @@ impl Inner {
                 // An earlier request of this process, or of one that does not show itself: no result came of it.
                 None => {
                     if lease.owner == self.context.replicas.me() && entry.idle_intent.load(Ordering::Relaxed) {
-                        return Ok(Intent { attempt: Attempt::First, asked, fence: Some(lease.fence) });
+                        // Anew, not with its old time: whoever takes over reckons the doubt from that.
+                        let abandoned =
+                            self.insist(|| self.context.store.abandon_refresh(grant.id, grant.generation, lease.owner));
+                        if let Err(error) = abandoned.await {
+                            return Err(self.store_away(entry, &error));
+                        }
+                        entry.idle_intent.store(false, Ordering::Relaxed);
+                        unfinished = None;
+                        continue;
                     }
                     let known = match unfinished {
                         Some(known) => known,

@@ -62,6 +62,7 @@ pub struct Link {
     frozen: watch::Sender<bool>,
     freezes: Mutex<Option<&'static str>>,
     failing: Mutex<BTreeSet<&'static str>>,
+    unanswered: Mutex<BTreeSet<&'static str>>,
     counts: Mutex<BTreeMap<&'static str, usize>>,
 }
 
@@ -81,6 +82,7 @@ impl Link {
             frozen: watch::Sender::new(false),
             freezes: Mutex::default(),
             failing: Mutex::default(),
+            unanswered: Mutex::default(),
             counts: Mutex::default(),
         }
     }
@@ -99,8 +101,14 @@ impl Link {
         self.failing.lock().unwrap().insert(operation);
     }
 
+    /// The store does it, and its answer is lost.
+    pub fn fail_after(&self, operation: &'static str) {
+        self.unanswered.lock().unwrap().insert(operation);
+    }
+
     pub fn mend(&self) {
         self.failing.lock().unwrap().clear();
+        self.unanswered.lock().unwrap().clear();
     }
 
     pub fn count(&self, operation: &str) -> usize {
@@ -130,6 +138,9 @@ impl Link {
         drop(running);
         // What was answered meanwhile reaches the process when it goes on.
         self.thawed().await;
+        if self.unanswered.lock().unwrap().contains(name) {
+            return Err(StoreError::Unavailable("a test".into()));
+        }
         answer
     }
 

@@ -356,3 +356,54 @@ async fn who_was_stopped_before_it_sent_sends_nothing() {
     let sent: Vec<_> = many.world.ehr.calls.borrow().iter().map(|call| call.token.clone()).collect();
     assert_eq!(sent, ["refresh-1"], "used once");
 }
+
+/// The store fails when the end of a doubt is looked for: what was sent before may have burnt the token all the same.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_in_a_doubt_shortens_it_by_nothing() {
+    let (many, grant) = expired(300, epic()).await;
+    many.world.ehr.next(Reply::Answer(RefreshAnswer::Unknown));
+    let link = &many.nodes[0].link;
+    many.asked(0, grant).await.await.unwrap().unwrap_err();
+    assert_eq!(many.calls(), 1);
+    many.pass(secs(20)).await;
+    link.fail("begin_refresh");
+    many.asked(0, grant).await.await.unwrap().unwrap_err();
+    link.mend();
+    for _ in 0..3 {
+        many.pass(secs(10)).await;
+        let _ = many.asked(0, grant).await;
+        assert_eq!(many.calls(), 1);
+    }
+    many.pass(secs(20)).await;
+    assert_eq!((many.access(0, grant).await.as_str(), many.calls()), ("access-2", 2));
+}
+
+/// An intent whose commit was not answered, and of which nobody asked for the outcome for long: the doubt about the
+/// request that goes out at last begins with that.
+#[tokio::test(start_paused = true)]
+async fn an_intent_that_nothing_was_sent_for_is_written_anew() {
+    let (many, grant) = expired(300, epic()).await;
+    let link = &many.nodes[0].link;
+    link.fail_after("begin_refresh");
+    many.asked(0, grant).await.await.unwrap().unwrap_err();
+    assert!(matches!(many.world.stored(grant).await.state, GrantState::InDoubt { .. }));
+    // For as long as a doubt lasts, nearly.
+    link.fail("grant");
+    many.pass(secs(50)).await;
+    assert_eq!(many.calls(), 0);
+    many.world.ehr.next(Reply::Answer(RefreshAnswer::Unknown));
+    let mended = many.world.now();
+    link.mend();
+    many.pass(secs(5)).await;
+    assert_eq!(many.calls(), 1);
+    let GrantState::InDoubt { since, retried: false } = many.world.stored(grant).await.state else {
+        panic!("no doubt")
+    };
+    assert!(since >= mended, "{since:?} {mended:?}");
+    link.freeze(true);
+    let waiting = many.asked(1, grant).await;
+    many.pass(secs(50)).await;
+    assert_eq!(many.calls(), 1, "a stopped winner is waited for");
+    many.pass(secs(15)).await;
+    assert_eq!((many.calls(), token(waiting.await.unwrap())), (2, "access-2".into()));
+}
