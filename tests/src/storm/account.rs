@@ -224,15 +224,14 @@ impl Books<'_> {
     }
 
     /// When the intent of a request was recorded that came to the EHR then, by the earliest: what was held up on its
-    /// way was recorded before that, and so was an intent whose commit was not answered: the next request uses it,
-    /// after the backoff of a store that was away.
+    /// way was recorded before that.
     fn intended(&self, came: i64) -> i64 {
         let holds = |event: &&Event| match &event.what {
             What::Stopped(_) | What::MachineSlow => true,
             What::EhrSilent(site) | What::EhrSlow(site) => site == self.site,
             what => what.concern() == Concern::Store,
         };
-        let near = |event: &&Event| event.overlaps(came - ASKED_AGAIN, came);
+        let near = |event: &&Event| event.overlaps(came - WRITTEN, came);
         self.events.iter().filter(holds).filter(near).map(|event| event.from).fold(came, i64::min)
     }
 
