@@ -91,21 +91,34 @@ async fn a_request_is_followed_to_its_end() {
     let (end, _echo) = echo().await;
     let wire = Wire::start([end]).await.unwrap();
     wire.follow(|piece| piece.first().map(|_| String::new()));
-    wire.conduct(Conduct::Silent);
-    let mut stream = TcpStream::connect(wire.address()).await.unwrap();
-    stream.write_all(b"cut").await.unwrap();
-    let ended = async || loop {
-        if let Some(Exchange { forwarded, end: Some((_, how)), .. }) = wire.exchanges().last() {
-            break (forwarded.is_some(), *how);
-        }
-        tokio::task::yield_now().await;
+    // The end of the nth.
+    let ended = async |nth: usize| {
+        let looked = async {
+            loop {
+                if let Some(Exchange { forwarded, end: Some((_, how)), .. }) = wire.exchanges().get(nth - 1) {
+                    break (forwarded.is_some(), *how);
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), looked).await.unwrap()
     };
-    while wire.exchanges().is_empty() {
+    let mut stream = TcpStream::connect(wire.address()).await.unwrap();
+    assert_eq!(ask(&mut stream, "answered").await.unwrap(), "answered");
+    assert_eq!(ended(1).await, (true, Passage::Answered));
+
+    wire.conduct(Conduct::Silent);
+    stream.write_all(b"cut").await.unwrap();
+    while wire.exchanges().len() < 2 {
         tokio::task::yield_now().await;
     }
     wire.conduct(Conduct::Cut);
-    assert_eq!(ended().await, (false, Passage::Cut));
+    assert_eq!(ended(2).await, (false, Passage::Cut));
 
+    // The listener goes a moment after the connections.
+    while TcpStream::connect(wire.address()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
     wire.conduct(Conduct::Carry(Duration::from_millis(40)));
     let mut stream = loop {
         if let Ok(stream) = TcpStream::connect(wire.address()).await {
@@ -115,8 +128,5 @@ async fn a_request_is_followed_to_its_end() {
     };
     stream.write_all(b"gone").await.unwrap();
     drop(stream);
-    while wire.exchanges().len() < 2 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(ended().await, (true, Passage::HungUp));
+    assert_eq!(ended(3).await, (true, Passage::HungUp));
 }
