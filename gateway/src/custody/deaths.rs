@@ -214,7 +214,7 @@ struct Count {
 
 impl Count {
     fn too_many(self) -> bool {
-        self.dead > u64::from(FEW) && self.dead * SHARE > self.all
+        self.dead > u64::from(FEW) && self.dead.saturating_mul(SHARE) > self.all
     }
 }
 
@@ -525,7 +525,7 @@ impl Ration {
         self.prune(now);
         let dead = self.refused.values().filter(|refusal| refusal.counts(now)).count() + self.ended.len();
         let dead = u64::try_from(dead).unwrap_or(u64::MAX);
-        Count { dead, all: dead + self.renewed.iter().map(|(_, count)| count).sum::<u64>() }
+        Count { dead, all: dead.saturating_add(self.renewed.iter().map(|(_, count)| count).sum()) }
     }
 
     /// Until when refusals stand that no renewal has followed.

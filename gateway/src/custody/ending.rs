@@ -1,10 +1,8 @@
 //! Ends: of a grant whose refresh token is dead, and by time.
 
-use std::sync::atomic::Ordering;
-
 use super::{
     Inner,
-    entry::Entry,
+    entry::{Entry, Unsent},
     machine::Cause,
     refresh::{Case, Landing, STORE_TRIES},
 };
@@ -23,21 +21,24 @@ impl Inner {
                 Ok(Some(Grant { state: GrantState::Ended { reason, .. }, .. })) => return Landing::Ended(reason),
                 Ok(Some(current)) if current.generation != generation => return self.moved(current),
                 Ok(Some(_)) => {}
-                Err(error) => return self.unended(entry, &error),
+                Err(error) => return self.unended(entry, case, reason, &error),
             }
             match self.context.store.end_grant(id, reason, Some(generation), &[], self.context.clock.now()).await {
                 Ok(true) => return self.ended(&case.grant, reason),
                 // It moved or ended since it was read.
                 Ok(false) => {}
-                Err(error) => return self.unended(entry, &error),
+                Err(error) => return self.unended(entry, case, reason, &error),
             }
         }
         self.held(entry, Cause::Elsewhere, None)
     }
 
-    pub(super) fn unended(&self, entry: &Entry, error: &StoreError) -> Landing {
-        // No request is behind the intent: the EHR has answered, or none was made.
-        entry.idle_intent.store(true, Ordering::Relaxed);
+    pub(super) fn unended(&self, entry: &Entry, case: &Case, reason: EndReason, error: &StoreError) -> Landing {
+        // A refusal is behind the intent, and may be asked for again. Where the one try is spent the store has that,
+        // and ends the grant by it the next time.
+        if reason != EndReason::LostRotation {
+            entry.set_unsent(case.grant.generation, Some(Unsent::Intent));
+        }
         self.store_away(entry, error)
     }
 

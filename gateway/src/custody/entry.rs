@@ -5,7 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -46,9 +46,15 @@ pub(super) struct Entry {
     /// Of what the grant is about, as the bearer's generation has it: a change of it is told.
     about: AtomicU64,
     guts: Mutex<Guts>,
-    /// The store may hold an intent of ours behind which there is no request: its answer was lost, or it
-    /// could not be cleared.
-    pub idle_intent: AtomicBool,
+}
+
+/// What the store may hold of ours though nothing was sent for it: its answer was lost, or it could not be cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unsent {
+    /// Of a first request; or of one that was answered, and not with tokens.
+    Intent,
+    /// Of the one try after an unknown outcome, with the time that it was recorded with.
+    Try(Timestamp),
 }
 
 struct Guts {
@@ -59,6 +65,8 @@ struct Guts {
     /// When its use was last noted in the store.
     noted: Option<Instant>,
     intent: Option<KnownIntent>,
+    /// Of the grant's generation.
+    unsent: Option<(i64, Unsent)>,
 }
 
 /// How old an intent was when this process first knew of it: from then on it ages by the monotonic clock. A wall
@@ -158,8 +166,7 @@ impl Entry {
             used: AtomicU64::new(0),
             born: now,
             about: AtomicU64::new(about(grant)),
-            guts: Mutex::new(Guts { state, rules, flight: 0, noted: None, intent }),
-            idle_intent: AtomicBool::new(false),
+            guts: Mutex::new(Guts { state, rules, flight: 0, noted: None, intent, unsent: None }),
         }
     }
 
@@ -226,6 +233,15 @@ impl Entry {
         (action, Flight { number: *flight, generation: self.held.load().generation })
     }
 
+    /// A step by the end of a flight, unless newer tokens have come meanwhile, about which it says nothing.
+    pub(super) fn end_of_flight(&self, flight: Flight, event: Event, now: Instant) {
+        let mut guts = self.guts();
+        let Guts { state, rules, flight: number, .. } = &mut *guts;
+        if flight.number == *number && flight.generation == self.held.load().generation {
+            state.step(rules, event, now);
+        }
+    }
+
     /// New tokens, stored before: from now on they are served. `age`: since the EHR's answer.
     pub(super) fn renew(&self, grant: &Grant, policy: Option<&GrantPolicy>, among: Among, age: Duration, now: Instant) {
         self.take(grant, policy, among, age, now, |times, refreshable| Event::Renewed { times, refreshable });
@@ -246,6 +262,10 @@ impl Entry {
         event: impl FnOnce(Times, bool) -> Event,
     ) {
         let mut guts = self.guts();
+        // Read before newer ones came.
+        if grant.generation < self.held.load().generation {
+            return;
+        }
         guts.rules = rules(policy, among);
         let times = Times::new(&guts.rules, guts.rules.lifetime(Some(grant.tokens.lifetime)), age, now);
         let times = times.keeping(&guts.rules, grant.tokens.refresh_end, age);
@@ -254,7 +274,14 @@ impl Entry {
         if state.ended.is_none() {
             self.held.store(Arc::new(Held::of(grant, &times)));
         }
-        self.idle_intent.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn unsent(&self, generation: i64) -> Option<Unsent> {
+        self.guts().unsent.filter(|(of, _)| *of == generation).map(|(_, unsent)| unsent)
+    }
+
+    pub(super) fn set_unsent(&self, generation: i64, unsent: Option<Unsent>) {
+        self.guts().unsent = unsent.map(|unsent| (generation, unsent));
     }
 
     /// Whether it may be tried for one who asks though its backoff lasts; then its backoff is over.

@@ -11,14 +11,14 @@
 //! A lease only spares the EHR a second request. What holds a grant together is the generation: an answer is
 //! stored by what it consumed, whoever holds the lease by then.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Inner, LeaseMark,
     budget::Room,
-    entry::Entry,
+    entry::{Entry, Unsent},
     machine::{Action, Cause, Doubt, Event, LATE_WINNER, LEASE_TTL, patience},
     outcome::{Attempt, RefreshOutcome},
     refresh::{Case, Landing},
@@ -36,6 +36,9 @@ const BEAT: Duration = Duration::from_secs(LEASE_TTL.as_secs() / 3);
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
+/// A store that is too slow for so many has no request sent by it.
+const LOOKS_AT_LEASE: u32 = 3;
+
 /// Leave to send, recorded.
 pub(super) struct Intent {
     pub attempt: Attempt,
@@ -43,6 +46,8 @@ pub(super) struct Intent {
     asked: Instant,
     /// Of the lease; none: there was no telling.
     fence: Option<i64>,
+    /// What stays in the store if nothing is sent.
+    unsent: Option<Unsent>,
 }
 
 /// An intent without a result.
@@ -76,7 +81,8 @@ impl Inner {
             let lease = match begun {
                 Ok(Begun::Won { fence }) => {
                     entry.age_of_intent(wall, wall, self.now());
-                    return Ok(Intent { attempt: Attempt::First, asked, fence: Some(fence) });
+                    let unsent = Some(Unsent::Intent);
+                    return Ok(Intent { attempt: Attempt::First, asked, fence: Some(fence), unsent });
                 }
                 Ok(Begun::Lost(lease)) => lease,
                 Ok(Begun::Moved(grant)) => {
@@ -88,7 +94,7 @@ impl Inner {
                 Err(error) => {
                     // It may have been written, and no request is behind it; behind one that was there before, there may be.
                     if unfinished.is_none() {
-                        entry.idle_intent.store(true, Ordering::Relaxed);
+                        entry.set_unsent(grant.generation, Some(Unsent::Intent));
                     }
                     self.count(case, RefreshOutcome::StoreAway);
                     return Err(self.store_away(entry, &error));
@@ -98,14 +104,16 @@ impl Inner {
                 Some(until) => until,
                 // An earlier request of this process, or of one that does not show itself: no result came of it.
                 None => {
-                    if lease.owner == self.context.replicas.me() && entry.idle_intent.load(Ordering::Relaxed) {
+                    if lease.owner == self.context.replicas.me()
+                        && entry.unsent(grant.generation) == Some(Unsent::Intent)
+                    {
                         // Anew, not with its old time: whoever takes over reckons the doubt from that.
                         let abandoned =
                             self.insist(|| self.context.store.abandon_refresh(grant.id, grant.generation, lease.owner));
                         if let Err(error) = abandoned.await {
                             return Err(self.store_away(entry, &error));
                         }
-                        entry.idle_intent.store(false, Ordering::Relaxed);
+                        entry.set_unsent(grant.generation, None);
                         unfinished = None;
                         continue;
                     }
@@ -134,6 +142,8 @@ impl Inner {
         if lease.owner == self.context.replicas.me() {
             return Ok(None);
         }
+        // A request of another's may be behind what the store holds now.
+        entry.set_unsent(entry.generation(), None);
         let patience = patience(self.shared(), known.is_some_and(|it| it.retried));
         match entry.step(Event::Contested { lease, patience }, self.now()).0 {
             Action::Watch(until) => Ok(Some(until)),
@@ -221,20 +231,34 @@ impl Inner {
             self.context.events.lease(LeaseMark::TakenOver);
         }
         if doubt.in_grace(now) {
-            return Ok(Doubtful::Act(Intent { attempt: Attempt::InGrace, asked: now, fence: Some(fence) }));
+            let intent = Intent { attempt: Attempt::InGrace, asked: now, fence: Some(fence), unsent: None };
+            return Ok(Doubtful::Act(intent));
         }
         let grant = &case.grant;
-        if retried {
+        let noted_at = match entry.unsent(grant.generation) {
+            // Recorded, and never sent.
+            Some(Unsent::Try(noted)) => noted,
+            _ => wall,
+        };
+        if retried && noted_at == wall {
             self.count(case, RefreshOutcome::LostRotation);
             return Err(self.end_dead(entry, case, EndReason::LostRotation).await);
         }
         let noted = self
-            .insist(|| self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.replicas.me(), wall))
+            .insist(|| {
+                self.context.store.retry_in_doubt(grant.id, grant.generation, self.context.replicas.me(), noted_at)
+            })
             .await;
+        let unsent = Some(Unsent::Try(noted_at));
         match noted {
-            Ok(Some(fence)) => Ok(Doubtful::Act(Intent { attempt: Attempt::Last, asked: now, fence: Some(fence) })),
+            Ok(Some(fence)) => {
+                Ok(Doubtful::Act(Intent { attempt: Attempt::Last, asked: now, fence: Some(fence), unsent }))
+            }
             Ok(None) => Err(self.held(entry, Cause::Elsewhere, None)),
-            Err(error) => Err(self.store_away(entry, &error)),
+            Err(error) => {
+                entry.set_unsent(grant.generation, unsent);
+                Err(self.store_away(entry, &error))
+            }
         }
     }
 
@@ -243,16 +267,24 @@ impl Inner {
     pub(super) async fn holds(&self, entry: &Entry, case: &Case, intent: &Intent) -> Result<(), Landing> {
         let Some(fence) = intent.fence.filter(|_| self.shared()) else { return Ok(()) };
         let (id, me) = (case.grant.id, self.context.replicas.me());
-        let mut asked = intent.asked;
-        while self.now().saturating_duration_since(asked) >= BEAT {
-            asked = self.now();
+        let (mut asked, mut looks) = (intent.asked, 0);
+        // A lease that was raised so long ago at most is nobody else's yet.
+        while self.now().saturating_duration_since(asked) >= BEAT * 2 {
+            if looks == LOOKS_AT_LEASE || self.stop.is_cancelled() {
+                entry.set_unsent(case.grant.generation, intent.unsent);
+                return Err(self.held(entry, Cause::Store, None));
+            }
+            (asked, looks) = (self.now(), looks + 1);
             match self.insist(|| self.context.store.beat(id, me, fence)).await {
                 Ok(true) => {}
                 Ok(false) => {
                     self.look(entry, case).await?;
                     return Err(self.held(entry, Cause::Elsewhere, None));
                 }
-                Err(error) => return Err(self.unended(entry, &error)),
+                Err(error) => {
+                    entry.set_unsent(case.grant.generation, intent.unsent);
+                    return Err(self.store_away(entry, &error));
+                }
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! One flight, from the intent to who waits: the order is the promise. The intent is durable before the
 //! request; the answer is durable before memory has it, and in memory before anybody sees it.
 
-use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use mantel_adapters::profile::Meaning;
@@ -9,7 +9,7 @@ use mantel_adapters::profile::Meaning;
 use super::{
     CustodyFault, Flown, GrantPolicy, Inner, RefreshAnswer, SOON, SpillEvent,
     budget::Room,
-    entry::{self, Entry, Flight},
+    entry::{self, Entry, Flight, Unsent},
     machine::{Cause, Doubt, Event, Rules},
     outcome::{Answer, Attempt, Caller, Next, RefreshOutcome, Row, Stored, row},
     replay::{Kept, PATIENCE},
@@ -79,11 +79,11 @@ impl Inner {
             Job::End(reason) => self.end(&entry, reason, flight.generation).await,
         };
         airborne.landed = true;
-        self.land(&entry, landing)
+        self.land(&entry, flight, landing)
     }
 
     /// Memory, then who waits.
-    fn land(&self, entry: &Entry, landing: Landing) -> Flown {
+    fn land(&self, entry: &Entry, flight: Flight, landing: Landing) -> Flown {
         let now = self.now();
         let (event, caller) = match landing {
             Landing::Renewed { grant, age } => {
@@ -101,7 +101,7 @@ impl Inner {
             }
             Landing::Doubtful { doubt, caller } => (Event::Doubtful(doubt), caller),
             Landing::Watching(until) => {
-                entry.step(Event::Watching(until), now);
+                entry.end_of_flight(flight, Event::Watching(until), now);
                 self.wheel.set(entry.id, entry.next_wake(now));
                 return Ok(None);
             }
@@ -111,7 +111,10 @@ impl Inner {
             }
             Landing::Ended(reason) => (Event::Ended(reason), Caller::Ended(reason)),
         };
-        entry.step(event, now);
+        match event {
+            Event::Ended(_) => drop(entry.step(event, now)),
+            _ => entry.end_of_flight(flight, event, now),
+        }
         let wake = entry.next_wake(now);
         // Who asks may be served before the wheel comes round.
         let again = [wake, entry.ask_again(now)].into_iter().flatten().min();
@@ -150,6 +153,8 @@ impl Inner {
         if let Err(landing) = self.holds(entry, &case, &intent).await {
             return landing;
         }
+        // From here on a request may be behind it.
+        entry.set_unsent(case.grant.generation, None);
         let beating = self.beating(&case, &intent);
         if let Some(room) = &mut room {
             room.call();
@@ -255,8 +260,8 @@ impl Inner {
         match row.stored {
             Stored::End(reason) => return self.end_dead(entry, case, reason).await,
             Stored::Abandoned => self.abandon(entry, case).await,
-            // A request is behind the intent now, and none of its answers was tokens: those went above.
-            Stored::Intent | Stored::Answer => entry.idle_intent.store(false, Ordering::Relaxed),
+            // None of its answers was tokens: those went above.
+            Stored::Intent | Stored::Answer => {}
         }
         if let Next::Backoff(cause) = row.next {
             return Landing::Held { cause, retry_after, caller: row.caller };
@@ -353,7 +358,7 @@ impl Inner {
         if let Err(error) = &abandoned {
             tracing::warn!(grant = %grant.id, %error, "an intent could not be cleared; it is cleared with the next");
         }
-        entry.idle_intent.store(abandoned.is_err(), Ordering::Relaxed);
+        entry.set_unsent(grant.generation, abandoned.is_err().then_some(Unsent::Intent));
     }
 
     // ---- helps -----------------------------------------------------------------------------------------

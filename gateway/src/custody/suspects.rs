@@ -127,7 +127,7 @@ impl Inner {
             }
             other => return Ok(kind(other)),
         };
-        self.still(entry, &case.grant).await?;
+        self.still(entry, case, attempt).await?;
         let verdict = match attempt {
             Attempt::First | Attempt::InGrace => self.verdict(&realm, entry.id, sent).await,
             // That it is gone is what the cut before explains, unless everybody is refused.
@@ -160,13 +160,17 @@ impl Inner {
     }
 
     /// Reads the store again: another holder of the token may have been faster.
-    async fn still(&self, entry: &Entry, grant: &Grant) -> Result<(), Landing> {
+    async fn still(&self, entry: &Entry, case: &Case, attempt: Attempt) -> Result<(), Landing> {
+        let (grant, reason) = match attempt {
+            Attempt::First | Attempt::InGrace => (&case.grant, EndReason::Dead),
+            Attempt::Last => (&case.grant, EndReason::LostRotation),
+        };
         match self.context.store.grant(grant.id).await {
             Ok(None) => Err(Landing::Ended(EndReason::Expired)),
             Ok(Some(Grant { state: GrantState::Ended { reason, .. }, .. })) => Err(Landing::Ended(reason)),
             Ok(Some(current)) if current.generation != grant.generation => Err(self.moved(current)),
             Ok(Some(_)) => Ok(()),
-            Err(error) => Err(self.unended(entry, &error)),
+            Err(error) => Err(self.unended(entry, case, reason, &error)),
         }
     }
 

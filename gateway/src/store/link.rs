@@ -63,6 +63,7 @@ pub struct Link {
     freezes: Mutex<Option<&'static str>>,
     failing: Mutex<BTreeSet<&'static str>>,
     unanswered: Mutex<BTreeSet<&'static str>>,
+    slow: Mutex<BTreeMap<&'static str, Duration>>,
     counts: Mutex<BTreeMap<&'static str, usize>>,
 }
 
@@ -83,6 +84,7 @@ impl Link {
             freezes: Mutex::default(),
             failing: Mutex::default(),
             unanswered: Mutex::default(),
+            slow: Mutex::default(),
             counts: Mutex::default(),
         }
     }
@@ -104,6 +106,11 @@ impl Link {
     /// The store does it, and its answer is lost.
     pub fn fail_after(&self, operation: &'static str) {
         self.unanswered.lock().unwrap().insert(operation);
+    }
+
+    /// The store takes so long for it.
+    pub fn slow(&self, operation: &'static str, by: Duration) {
+        self.slow.lock().unwrap().insert(operation, by);
     }
 
     pub fn mend(&self) {
@@ -131,6 +138,10 @@ impl Link {
         }
         if self.freezes.lock().unwrap().take_if(|operation| *operation == name).is_some() {
             self.freeze(true);
+        }
+        let slow = self.slow.lock().unwrap().get(name).copied();
+        if let Some(by) = slow {
+            tokio::time::sleep(by).await;
         }
         self.busy.0.fetch_add(1, Ordering::SeqCst);
         let running = Running(&self.busy.0);

@@ -407,3 +407,50 @@ async fn an_intent_that_nothing_was_sent_for_is_written_anew() {
     many.pass(secs(15)).await;
     assert_eq!((many.calls(), token(waiting.await.unwrap())), (2, "access-2".into()));
 }
+
+/// The one try was recorded, and the store's answer to that was lost: the EHR has not been asked.
+#[tokio::test(start_paused = true)]
+async fn a_recorded_try_that_was_not_sent_costs_no_login() {
+    let (many, grant) = expired(300, epic()).await;
+    many.world.ehr.next(Reply::Answer(RefreshAnswer::Unknown));
+    let link = &many.nodes[0].link;
+    many.asked(0, grant).await.await.unwrap().unwrap_err();
+    link.fail_after("retry_in_doubt");
+    many.pass(secs(64)).await;
+    assert!(matches!(many.world.stored(grant).await.state, GrantState::InDoubt { retried: true, .. }));
+    assert_eq!(many.calls(), 1);
+    link.mend();
+    many.pass(secs(5)).await;
+    assert_eq!((many.access(0, grant).await.as_str(), many.calls()), ("access-2", 2));
+}
+
+/// The one try is spent, and the store fails when the grant is to be ended for it.
+#[tokio::test(start_paused = true)]
+async fn the_one_try_is_not_made_again_since_the_store_failed() {
+    let (many, grant) = expired(300, epic()).await;
+    many.world.ehr.next(Reply::Answer(RefreshAnswer::Unknown));
+    let link = &many.nodes[0].link;
+    many.asked(0, grant).await.await.unwrap().unwrap_err();
+    let open = many.world.ehr.gate();
+    many.pass(secs(64)).await;
+    assert_eq!(many.calls(), 2);
+    link.fail("grant");
+    open.send(Reply::Answer(RefreshAnswer::Unknown)).ok().unwrap();
+    many.pass(secs(5)).await;
+    link.mend();
+    many.pass(secs(10)).await;
+    assert_eq!(many.calls(), 2, "a refresh token came a third time");
+    let state = many.world.stored(grant).await.state;
+    assert!(matches!(state, GrantState::Ended { reason: EndReason::LostRotation, .. }), "{state:?}");
+}
+
+/// Each of its writes takes longer than a beat, and less than a lease lives.
+#[tokio::test(start_paused = true)]
+async fn a_slow_store_lets_refreshes_out() {
+    let (many, grant) = expired(300, epic()).await;
+    many.nodes[0].link.slow("begin_refresh", secs(4));
+    many.nodes[0].link.slow("beat", secs(4));
+    let asked = many.asked(0, grant).await;
+    many.pass(secs(12)).await;
+    assert_eq!((token(asked.await.unwrap()), many.calls()), ("access-2".into(), 1));
+}
